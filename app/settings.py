@@ -1,0 +1,251 @@
+"""What can an operator choose, and what is wrong with the choice?"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+SECRETS = ("tt_api_key", "database_url")
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class SettingsError(Exception):
+    """Some settings are wrong. Its text names every one of them, each by its variable."""
+
+    def __init__(self, faults: Mapping[str, str]) -> None:
+        self.faults = dict(faults)
+        lines = [f"  {variable}: {fault}" for variable, fault in self.faults.items()]
+        super().__init__("Nothing was started, because of these settings:\n" + "\n".join(lines))
+
+
+class Settings(BaseSettings):
+    """Every setting of Imagekeep. A variable is a field's name in capitals; docs/configuration.md explains each.
+
+    Secrets are also read from the file that `<VARIABLE>_FILE` names. An empty variable counts as not set.
+    """
+
+    model_config = SettingsConfigDict(env_file_encoding="utf-8", env_ignore_empty=True, extra="ignore", frozen=True)
+
+    # Who makes the images
+    tt_api_key: SecretStr | None = None
+    tt_api_base_url: str = "https://api.ttapi.io"
+    model_catalog: Path | None = None
+    upstream_timeout_seconds: float = Field(300, gt=0)
+    upstream_connect_timeout_seconds: float = Field(10, gt=0)
+    upstream_in_flight_max: int = Field(256, ge=1)
+    sandbox_draw: bool = True
+
+    # What we remember
+    database_url: SecretStr | None = None
+    data_dir: Path = Path("data")
+    database_connections_max: int = Field(8, ge=1)
+    database_timeout_seconds: float = Field(10, gt=0)
+    postgres_binaries_dir: Path | None = None
+
+    # Where images live
+    s3_bucket: str | None = None
+    s3_endpoint_url: str | None = None
+    s3_region: str | None = None
+    s3_prefix: str = ""
+    s3_public_base_url: str | None = None
+    s3_path_style: bool = False
+
+    # How callers reach us
+    public_url: str | None = None
+    bind_host: str = "127.0.0.1"
+    port: int = Field(8080, ge=1, le=65535)
+    workers: int = Field(1, ge=1, le=64)
+    cors_origins: str = ""
+    request_bytes_max: int = Field(65_536, ge=1_024)
+
+    # Rehosting
+    allow_private_image_hosts: bool = False
+    image_bytes_max: int = Field(32 * 1024 * 1024, ge=1)
+    image_pixels_max: int = Field(64_000_000, ge=1)
+    image_timeout_seconds: float = Field(30, gt=0)
+    rehost_in_flight_max: int = Field(8, ge=1)
+    source_lifetime_seconds: float = Field(3_600, gt=0)
+
+    # States and recovery
+    pending_lease_seconds: float = Field(330, gt=0)
+    generated_lease_seconds: float = Field(90, gt=0)
+    recovery_interval_seconds: float = Field(10, gt=0)
+    drain_seconds: float = Field(340, gt=0)
+
+    # What we write down
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_format: Literal["auto", "json", "console"] = "auto"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        assert isinstance(env_settings, EnvSettingsSource)
+        assert isinstance(dotenv_settings, DotEnvSettingsSource)
+        files = _SecretFiles(settings_cls, {**dotenv_settings.env_vars, **env_settings.env_vars})
+        return init_settings, env_settings, files, dotenv_settings
+
+    @field_validator("tt_api_key")
+    @classmethod
+    def _one_line(cls, value: SecretStr | None) -> SecretStr | None:
+        # httpx refuses such a header only at the first order; here it is found before anything starts.
+        if value and not (value.get_secret_value().isascii() and value.get_secret_value().isprintable()):
+            raise ValueError("holds characters that no key has (a line break?)")
+        return value
+
+    @field_validator("database_url")
+    @classmethod
+    def _postgres(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        scheme, separator, rest = value.get_secret_value().partition("://")
+        if not separator or scheme not in ("postgres", "postgresql", "postgresql+psycopg") or not rest:
+            raise ValueError("must be postgresql://user:password@host:port/database")
+        return SecretStr(f"postgresql+psycopg://{rest}")
+
+    @field_validator("tt_api_base_url", "public_url", "s3_endpoint_url", "s3_public_base_url")
+    @classmethod
+    def _url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        try:
+            parts = urlsplit(value)
+            port = parts.port
+        except ValueError as error:
+            raise ValueError("is no URL") from error
+        if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+            raise ValueError("must begin with http:// or https:// and a host")
+        if parts.query or parts.fragment or parts.username is not None:
+            raise ValueError("must hold no user, query or fragment")
+        return value.rstrip("/")
+
+    @field_validator("s3_prefix")
+    @classmethod
+    def _prefix(cls, value: str) -> str:
+        prefix = value.strip("/")
+        if not all(
+            part and part not in (".", "..") and part.isascii() and part.isprintable()
+            for part in prefix.split("/")
+            if prefix
+        ):
+            raise ValueError("must be plain ASCII folders like team/images")
+        return f"{prefix}/" if prefix else ""
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, value: str) -> str:
+        for origin in filter(None, (part.strip() for part in value.split(","))):
+            parts = urlsplit(origin)
+            if origin != "*" and (
+                parts.scheme not in ("http", "https") or not parts.netloc or parts.path or parts.query
+            ):
+                raise ValueError("must be origins like https://app.example.com, with commas between and no path")
+        return value
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        faults: dict[str, str] = {}
+        if self.public_url is None and self.bind_host not in _LOOPBACK:
+            faults["PUBLIC_URL"] = f"is needed when BIND_HOST is {self.bind_host}: permanent URLs begin with it"
+        if self.pending_lease_seconds <= self.upstream_timeout_seconds:
+            faults["PENDING_LEASE_SECONDS"] = "must be longer than UPSTREAM_TIMEOUT_SECONDS"
+        if self.s3_bucket is None:
+            for name in ("s3_endpoint_url", "s3_public_base_url", "s3_prefix"):
+                if getattr(self, name):
+                    faults[name.upper()] = "is set, but S3_BUCKET is not"
+        if self.tt_api_key and not self.tt_api_base_url.startswith("https://") and not self._upstream_is_loopback():
+            faults["TT_API_BASE_URL"] = "must be https:// (the key would cross the network in the clear)"
+        if faults:
+            raise _Faults(faults)
+        return self
+
+    def _upstream_is_loopback(self) -> bool:
+        return urlsplit(self.tt_api_base_url).hostname in _LOOPBACK
+
+    def resolved_public_url(self) -> str:
+        """Return what permanent URLs begin with, without a slash at the end. Never taken from a request."""
+        if self.public_url:
+            return self.public_url
+        host = f"[{self.bind_host}]" if ":" in self.bind_host else self.bind_host
+        return f"http://{host}:{self.port}"
+
+    def origins(self) -> tuple[str, ...]:
+        """Return the browser origins that may call the API, as they were given."""
+        return tuple(filter(None, (part.strip().rstrip("/") for part in self.cors_origins.split(","))))
+
+    def secrets(self) -> tuple[str, ...]:
+        """Return the plain secrets, for the redactor alone."""
+        held = [value.get_secret_value() for name in SECRETS if (value := getattr(self, name)) is not None]
+        passwords = [password for value in held if "://" in value and (password := urlsplit(value).password)]
+        return tuple(held + passwords)
+
+
+class _Faults(ValueError):
+    """Faults that no single field has; carried through pydantic by variable name."""
+
+    def __init__(self, faults: Mapping[str, str]) -> None:
+        self.faults = faults
+        super().__init__("settings do not fit together")
+
+
+class _SecretFiles(PydanticBaseSettingsSource):
+    """Reads a secret from the file that `<VARIABLE>_FILE` names, as container secrets are handed over."""
+
+    def __init__(self, settings_cls: type[BaseSettings], variables: Mapping[str, str | None]) -> None:
+        super().__init__(settings_cls)
+        self._variables = variables
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        path = self._variables.get(f"{field_name}_file")
+        if field_name not in SECRETS or not path:
+            return None, field_name, False
+        try:
+            return Path(path).read_text(encoding="utf-8").strip() or None, field_name, False
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError({f"{field_name.upper()}_FILE": f"can't be read: {type(error).__name__}"}) from error
+
+    def __call__(self) -> dict[str, Any]:
+        fields = self.settings_cls.model_fields
+        found = {name: self.get_field_value(field, name)[0] for name, field in fields.items()}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def load_settings(*, env_file: Path | None = Path(".env"), **overrides: Any) -> Settings:
+    """Return the settings of this process's environment, of `env_file`, and of `overrides` that are not None.
+
+    The environment goes before the file, and overrides (a command line's flags) before both. Raises SettingsError with
+    every fault at once.
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return Settings(_env_file=env_file, **given)
+    except ValidationError as error:
+        raise SettingsError(_faults_of(error)) from None
+
+
+def _faults_of(error: ValidationError) -> dict[str, str]:
+    faults: dict[str, str] = {}
+    for entry in error.errors(include_input=False, include_url=False):
+        cause = entry.get("ctx", {}).get("error")
+        if isinstance(cause, _Faults):
+            faults.update(cause.faults)
+        else:
+            variable = str(entry["loc"][0]).upper() if entry["loc"] else "settings"
+            faults[variable] = str(cause) if cause else entry["msg"]
+    return faults
