@@ -1,0 +1,55 @@
+"""Which shape has the database, and how does it get to the shape this release needs?"""
+
+from importlib.resources import as_file, files
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import create_engine, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+# Two processes that start at once would both create the tables; the second waits here and then finds them made.
+_ADVISORY_LOCK = 0x696D6167656B
+
+
+def migrate(database_url: str) -> tuple[str | None, str]:
+    """Bring the database to this release's schema, under a lock that a second migrator waits for.
+
+    Returns the revisions before and after. Raises what SQLAlchemy raises where the database can't be reached.
+    """
+    engine = create_engine(database_url, hide_parameters=True)
+    try:
+        with engine.connect() as connection:
+            connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": _ADVISORY_LOCK})
+            connection.commit()
+            before = MigrationContext.configure(connection).get_current_revision()
+            connection.commit()
+            head = head_revision()
+            if before != head:
+                with as_file(files("migrations")) as folder:
+                    config = Config(attributes={"connection": connection})
+                    config.set_main_option("script_location", str(folder).replace("%", "%%"))
+                    command.upgrade(config, "head")
+                    connection.commit()
+            connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": _ADVISORY_LOCK})
+            connection.commit()
+            return before, head
+    finally:
+        engine.dispose()
+
+
+async def current_revision(connection: AsyncConnection) -> str | None:
+    """Return the revision the database is at. Raises what SQLAlchemy raises before the first migration."""
+    revision: str | None = (await connection.execute(text("SELECT version_num FROM alembic_version"))).scalar()
+    return revision
+
+
+def head_revision() -> str:
+    """Return the revision this release needs."""
+    with as_file(files("migrations")) as folder:
+        config = Config()
+        config.set_main_option("script_location", str(folder).replace("%", "%%"))
+        head = ScriptDirectory.from_config(config).get_current_head()
+    assert head is not None, "a release without migrations can't be"
+    return head
