@@ -1,5 +1,6 @@
 """What can an operator choose, and what is wrong with the choice?"""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -139,12 +140,9 @@ class Settings(BaseSettings):
     @classmethod
     def _prefix(cls, value: str) -> str:
         prefix = value.strip("/")
-        if not all(
-            part and part not in (".", "..") and part.isascii() and part.isprintable()
-            for part in prefix.split("/")
-            if prefix
-        ):
-            raise ValueError("must be plain ASCII folders like team/images")
+        # What a storage key may be made of, so that every image can move to any other storage.
+        if prefix and not re.fullmatch(r"[A-Za-z0-9_=-][A-Za-z0-9._=-]*(/[A-Za-z0-9_=-][A-Za-z0-9._=-]*)*", prefix):
+            raise ValueError("must be folders of letters, digits and ._=- like team/images")
         return f"{prefix}/" if prefix else ""
 
     @field_validator("cors_origins")

@@ -1,0 +1,345 @@
+"""How are pictures kept in a bucket of S3, or of any store that speaks like it?"""
+
+import asyncio
+import base64
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    HTTPClientError,
+    IncompleteReadError,
+    MetadataRetrievalError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    SSLError,
+)
+from botocore.exceptions import ConnectionError as EndpointError
+from urllib3.exceptions import HTTPError
+
+from app.storage.base import (
+    CannotTell,
+    ObjectMissing,
+    ObjectStream,
+    OpenSource,
+    StorageError,
+    StorageMisconfigured,
+    StorageUnavailable,
+    StoredObject,
+    open_stream,
+    require_key,
+    require_range,
+)
+from app.storage.s3_faults import fault_of_answer
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef
+
+# For a public bucket or a CDN in front of it; a day is also how long a deleted picture may still be seen there.
+_CACHE_CONTROL = "public, max-age=86400"
+
+_CHECK_NAME = "imagekeep-check.txt"
+_CHECK_ABSENT_NAME = "imagekeep-check-absent.txt"
+_CHECK_BODY = b"Written by imagekeep to see whether it may. It comes back when deleted.\n"
+
+# A try and one more: callers have a loop of their own, and meanwhile a dead store holds a thread.
+_TRIES_MAX = 2
+
+_PASSING_ERRORS = (
+    EndpointError,  # Not the builtin: botocore's own, for whatever prevents a connection.
+    HTTPClientError,
+    IncompleteReadError,
+    CredentialRetrievalError,  # The place that lends credentials is out of reach; what they may do is not in question.
+    MetadataRetrievalError,
+    HTTPError,  # What botocore lets through of its transport while a body is read.
+    OSError,
+)
+
+
+class S3Storage:
+    """Keeps each object under its key in one private bucket, over one boto3 client with threads of its own.
+
+    Keys are whole: a prefix that the operator wants is part of the key, so that changing it later kills no URL.
+    `check_prefix` (such as `pictures/`) says where `check` may write, for a policy that covers only that prefix.
+    Without `access_key_id` the credentials come by boto3's own chain: environment, files, instance role.
+    Raises StorageMisconfigured when the endpoint is no URL or half of the credentials is missing; talks to nobody yet.
+    """
+
+    def __init__(
+        self,
+        bucket: str,
+        *,
+        endpoint_url: str | None,
+        region: str | None,
+        path_style: bool,
+        access_key_id: str | None = None,
+        secret_access_key: str | None = None,
+        threads_max: int = 10,
+        connect_timeout_seconds: float = 3,
+        read_timeout_seconds: float = 20,
+        check_prefix: str = "",
+    ) -> None:
+        self._bucket = bucket
+        self._check_key = check_prefix + _CHECK_NAME
+        self._check_absent_key = check_prefix + _CHECK_ABSENT_NAME
+        require_key(self._check_key)
+        # All three permissions have been seen to work, and no put has failed since.
+        self._permissions_proved = False
+        config = Config(
+            signature_version="s3v4",
+            # The defaults break R2, B2 and OVH, and hash every body a second time.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            retries={"mode": "standard", "total_max_attempts": _TRIES_MAX},
+            connect_timeout=connect_timeout_seconds,
+            read_timeout=read_timeout_seconds,
+            max_pool_connections=threads_max,
+            tcp_keepalive=True,
+            s3={
+                # Not "auto": with an endpoint of one's own that means path style always, which some stores refuse.
+                "addressing_style": "path" if path_style else "virtual",
+                # Over https TLS and Content-MD5 keep the body whole; over plain http the signature has to cover it.
+                "payload_signing_enabled": endpoint_url is not None and not endpoint_url.startswith("https://"),
+            },
+        )
+        if (access_key_id is None) != (secret_access_key is None):
+            raise self._without_credentials()
+        with self._translated("", reading=False):
+            session = boto3.session.Session(
+                aws_access_key_id=access_key_id, aws_secret_access_key=secret_access_key, region_name=region
+            )
+            try:
+                self._client: S3Client = session.client("s3", endpoint_url=endpoint_url, config=config)
+            except ValueError:
+                raise StorageMisconfigured(
+                    self.name, "S3_ENDPOINT_URL is no URL: it begins with https:// or http:// and names a host"
+                ) from None
+        # Redirected, botocore asks HEAD of the bucket for its region; where that is redirected too (from plain http to
+        # https, say) it asks again, a thousand times over. S3 names the region in the redirect itself.
+        self._client.meta.events.register("before-call.s3.HeadBucket", _region_unknown)
+        self._threads = ThreadPoolExecutor(threads_max, thread_name_prefix="storage-s3")
+
+    @property
+    def name(self) -> str:
+        """`s3:<bucket>`."""
+        return f"s3:{self._bucket}"
+
+    async def put(self, key: str, body: bytes, *, content_type: str) -> None:
+        """As Storage.put. No ACL is sent: who may read a key directly is the bucket's own rule, private by default.
+
+        S3 keeps a PUT whole or not at all, but a store has been seen to keep a cut one. So the MD5 goes along as
+        Content-MD5, which every S3 store has checked since the first (newer checksum headers some refuse), and the
+        answer is held against it: an ETag that is the MD5 proves the bytes. Any other ETag (encrypted buckets have one)
+        proves nothing, and the size is asked for.
+        """
+        require_key(key)
+        await asyncio.get_running_loop().run_in_executor(self._threads, self._put, key, body, content_type)
+
+    async def head(self, key: str) -> StoredObject:
+        """As Storage.head. CannotTell is the answer for a missing key where s3:ListBucket is not allowed."""
+        require_key(key)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._head, key)
+
+    async def read(self, key: str, *, start: int = 0, length: int | None = None) -> ObjectStream:
+        """As Storage.read. CannotTell as for `head`. A stream holds a connection all along, a thread only per chunk."""
+        require_key(key)
+        require_range(start, length)
+        return await open_stream(self._threads, lambda: self._open(key, start, length), storage=self.name)
+
+    async def delete(self, key: str) -> None:
+        """As Storage.delete. In a bucket that keeps versions the old one stays until the bucket's rules end it."""
+        require_key(key)
+        await asyncio.get_running_loop().run_in_executor(self._threads, self._delete, key)
+
+    async def check(self) -> None:
+        """As Storage.check, with the same three permissions that keeping pictures takes, and no other.
+
+        HEAD on the bucket would ask for s3:ListBucket, which the service is better without; its 403 says nothing, and
+        its 200 says nothing about writing. So the first check deletes a key that is never there, writes a small object
+        and reads it: each step fails with the reason in its answer. Later checks are one GET of that object, until a
+        put has failed or the object is gone; then everything is proved again.
+        """
+        await asyncio.get_running_loop().run_in_executor(self._threads, self._check)
+
+    async def close(self) -> None:
+        """As Storage.close."""
+        await asyncio.to_thread(self._threads.shutdown)
+        self._client.close()
+
+    def _put(self, key: str, body: bytes, content_type: str) -> None:
+        digest = hashlib.md5(body, usedforsecurity=False)
+        try:
+            with self._translated(key, reading=False):
+                answer = self._client.put_object(
+                    Bucket=self._bucket,
+                    Key=key,
+                    Body=body,
+                    ContentLength=len(body),
+                    ContentMD5=base64.b64encode(digest.digest()).decode(),
+                    ContentType=content_type,
+                    CacheControl=_CACHE_CONTROL,
+                )
+            if answer.get("ETag", "").strip('"') != digest.hexdigest():
+                self._require_size(key, len(body))
+        except StorageError:
+            self._permissions_proved = False
+            raise
+
+    def _require_size(self, key: str, size_bytes: int) -> None:
+        try:
+            kept = self._head(key)
+        except CannotTell as error:
+            raise self._unreadable() from error
+        except ObjectMissing as error:
+            raise StorageUnavailable(self.name, f"{key} was taken and is not there: put it again") from error
+        if kept.bytes != size_bytes:
+            raise StorageUnavailable(self.name, f"{key} was kept with {kept.bytes} of {size_bytes} bytes: put it again")
+
+    def _head(self, key: str) -> StoredObject:
+        try:
+            with self._translated(key, reading=True):
+                answer = self._client.head_object(Bucket=self._bucket, Key=key)
+        except (ObjectMissing, CannotTell):
+            raise self._reason_of_head(key) from None
+        return StoredObject(key, answer["ContentLength"], answer.get("ContentType"))
+
+    def _reason_of_head(self, key: str) -> StorageError:
+        # An answer to HEAD has no body, so its 404 may mean the bucket and its 403 the credentials. GET names them.
+        try:
+            self._open(key, 0, 1).close()
+        except StorageError as error:
+            return error
+        return CannotTell(self.name, f"HEAD and GET of {key} disagree: is somebody writing it?")
+
+    def _open(self, key: str, start: int, length: int | None) -> OpenSource:
+        if length == 0:  # No range header can say it.
+            self._head(key)
+            return OpenSource(lambda _: b"", lambda: None, 0)
+        try:
+            with self._translated(key, reading=True):
+                answer = self._get(key, start, length)
+        except _BeyondTheEnd:
+            return OpenSource(lambda _: b"", lambda: None, 0)
+        body = answer["Body"]
+        if "ContentLength" not in answer:
+            body.close()
+            raise StorageUnavailable(
+                self.name, f"the store does not say how long {key} is: a cut one would pass as whole"
+            )
+        ranged = answer.get("ContentRange", "").startswith(f"bytes {start}-")
+        if not ranged and (start > 0 or length is not None):
+            body.close()
+            raise StorageMisconfigured(self.name, "the store ignores Range, which image URLs need: use another one")
+
+        def read(bytes_max: int) -> bytes:
+            with self._translated(key, reading=True):
+                return body.read(bytes_max)
+
+        return OpenSource(read, body.close, answer["ContentLength"])
+
+    def _get(self, key: str, start: int, length: int | None) -> "GetObjectOutputTypeDef":
+        if start == 0 and length is None:
+            return self._client.get_object(Bucket=self._bucket, Key=key)
+        last = "" if length is None else start + length - 1
+        try:
+            return self._client.get_object(Bucket=self._bucket, Key=key, Range=f"bytes={start}-{last}")
+        except ClientError as error:
+            if _status(error) == 416:
+                raise _BeyondTheEnd from None
+            raise
+
+    def _delete(self, key: str) -> None:
+        try:
+            with self._translated(key, reading=False):
+                self._client.delete_object(Bucket=self._bucket, Key=key)
+        except ObjectMissing:  # Some stores say so where S3 answers 204.
+            return
+
+    def _check(self) -> None:
+        if self._permissions_proved:
+            try:
+                return self._read_check()
+            except (ObjectMissing, CannotTell):
+                self._permissions_proved = False
+        self._delete(self._check_absent_key)
+        self._put(self._check_key, _CHECK_BODY, "text/plain")
+        try:
+            self._read_check()
+        except (ObjectMissing, CannotTell) as error:
+            raise self._unreadable() from error
+        self._permissions_proved = True
+        return None
+
+    def _read_check(self) -> None:
+        source = self._open(self._check_key, 0, None)
+        try:
+            source.read(len(_CHECK_BODY))
+        finally:
+            source.close()
+
+    def _unreadable(self) -> StorageMisconfigured:
+        return StorageMisconfigured(
+            self.name, "the bucket takes objects but does not show them: allow s3:GetObject on its objects"
+        )
+
+    def _without_credentials(self) -> StorageMisconfigured:
+        return StorageMisconfigured(
+            self.name, "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the host a role"
+        )
+
+    @contextmanager
+    def _translated(self, key: str, *, reading: bool) -> Iterator[None]:
+        # `from None` throughout: messages of botocore and of stores quote URLs, resource names and key ids, and a
+        # traceback would print them with the cause.
+        try:
+            yield
+        except ClientError as error:
+            code = error.response.get("Error", {}).get("Code") or ""
+            raise fault_of_answer(self.name, key, code, _status(error), reading=reading) from None
+        except (NoCredentialsError, PartialCredentialsError):
+            raise self._without_credentials() from None
+        except _PASSING_ERRORS as error:
+            reason = type(error).__name__
+            if isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
+                raise StorageMisconfigured(
+                    self.name, "the store's certificate is not trusted: correct S3_ENDPOINT_URL, or set AWS_CA_BUNDLE"
+                ) from None
+            raise StorageUnavailable(
+                self.name, f"the store does not answer as it should ({reason}): look at S3_ENDPOINT_URL and the network"
+            ) from None
+        except BotoCoreError as error:
+            reason = type(error).__name__
+            raise StorageMisconfigured(
+                self.name, f"the settings make no request ({reason}): look at S3_BUCKET, S3_REGION and AWS_PROFILE"
+            ) from None
+
+
+class _BeyondTheEnd(Exception):
+    """The range begins where the object has already ended."""
+
+
+def _region_unknown(**_: object) -> None:
+    raise ClientError(
+        {
+            "ResponseMetadata": {
+                "RequestId": "",
+                "HostId": "",
+                "HTTPStatusCode": 301,
+                "HTTPHeaders": {},
+                "RetryAttempts": 0,
+            }
+        },
+        "HeadBucket",
+    )
+
+
+def _status(error: ClientError) -> int:
+    return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)

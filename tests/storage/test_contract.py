@@ -1,0 +1,244 @@
+"""Does every storage keep the one contract? Each test runs on a folder and on a bucket."""
+
+import asyncio
+import gc
+import os
+
+import pytest
+
+from app.storage.base import CHUNK_BYTES, ObjectMissing, Storage, StoredObject, copy_between
+from app.storage.folder import FolderStorage
+from app.storage.s3 import S3Storage
+from tests.storage.conftest import whole
+
+pytestmark = pytest.mark.anyio
+
+KEY = "2026/11/22/ab12cd34ab12cd34ab12cd34ab12cd34-0.png"
+PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 8
+BIG = os.urandom(5_000_000)
+CONNECTIONS_KEPT_MAX = 10
+
+
+async def test_what_was_put_is_read_back(storage: Storage) -> None:
+    await storage.put(KEY, PICTURE, content_type="image/png")
+
+    assert await whole(storage, KEY) == PICTURE
+
+
+@pytest.mark.parametrize(
+    ("extension", "content_type"), [("png", "image/png"), ("jpg", "image/jpeg"), ("webp", "image/webp")]
+)
+async def test_head_tells_size_and_content_type(storage: Storage, extension: str, content_type: str) -> None:
+    await storage.put(f"a/b.{extension}", PICTURE, content_type=content_type)
+
+    assert await storage.head(f"a/b.{extension}") == StoredObject(f"a/b.{extension}", len(PICTURE), content_type)
+
+
+async def test_the_same_bytes_may_be_put_again(storage: Storage) -> None:
+    await storage.put(KEY, PICTURE, content_type="image/png")
+    await storage.put(KEY, PICTURE, content_type="image/png")
+
+    assert await whole(storage, KEY) == PICTURE
+
+
+async def test_another_put_replaces_the_whole_object(storage: Storage) -> None:
+    await storage.put(KEY, BIG, content_type="image/png")
+    await storage.put(KEY, PICTURE, content_type="image/png")
+
+    assert await whole(storage, KEY) == PICTURE
+
+
+async def test_an_empty_body_is_an_object_without_bytes(storage: Storage) -> None:
+    await storage.put(KEY, b"", content_type="image/png")
+
+    assert (await storage.head(KEY)).bytes == 0
+    assert await whole(storage, KEY) == b""
+
+
+@pytest.mark.parametrize(
+    ("start", "length"),
+    [
+        (0, 1),
+        (0, len(PICTURE)),
+        (10, 20),
+        (10, None),
+        (len(PICTURE) - 5, None),
+        (len(PICTURE) - 5, 5),
+        (len(PICTURE) - 5, 500),
+        (0, 10 * len(PICTURE)),
+        (len(PICTURE), None),
+        (len(PICTURE) + 1, 5),
+        (3, 0),
+    ],
+)
+async def test_a_range_gives_just_its_bytes(storage: Storage, start: int, length: int | None) -> None:
+    await storage.put(KEY, PICTURE, content_type="image/png")
+    end = None if length is None else start + length
+
+    stream = await storage.read(KEY, start=start, length=length)
+
+    assert stream.bytes_total == len(PICTURE[start:end])
+    assert b"".join([chunk async for chunk in stream]) == PICTURE[start:end]
+
+
+@pytest.mark.parametrize(("start", "length"), [(-1, None), (0, -1)])
+async def test_a_negative_range_is_a_bug(storage: Storage, start: int, length: int | None) -> None:
+    with pytest.raises(ValueError, match="range"):
+        await storage.read(KEY, start=start, length=length)
+
+
+@pytest.mark.parametrize("key", [KEY, "2026", "2026/11"])
+async def test_a_missing_key_is_surely_missing(storage: Storage, key: str) -> None:
+    await storage.put("2026/11/other.png", PICTURE, content_type="image/png")
+
+    with pytest.raises(ObjectMissing):
+        await storage.head(key)
+
+
+@pytest.mark.parametrize("length", [None, 0, 5])
+async def test_reading_a_missing_key_is_refused_before_the_first_byte(storage: Storage, length: int | None) -> None:
+    with pytest.raises(ObjectMissing) as refused:
+        await storage.read(KEY, length=length)
+
+    assert refused.value.storage == storage.name
+
+
+async def test_a_deleted_object_is_missing_and_may_be_deleted_again(storage: Storage) -> None:
+    await storage.put(KEY, PICTURE, content_type="image/png")
+
+    await storage.delete(KEY)
+    await storage.delete(KEY)
+
+    with pytest.raises(ObjectMissing):
+        await storage.head(KEY)
+
+
+async def test_twenty_puts_at_once_all_arrive(storage: Storage) -> None:
+    bodies = {f"2026/11/22/{number}.png": PICTURE + bytes([number]) for number in range(20)}
+
+    await asyncio.gather(*(storage.put(key, body, content_type="image/png") for key, body in bodies.items()))
+
+    assert {key: await whole(storage, key) for key in bodies} == bodies
+
+
+async def test_a_big_object_comes_in_chunks_of_bounded_size(storage: Storage) -> None:
+    await storage.put(KEY, BIG, content_type="image/png")
+
+    chunks = [chunk async for chunk in await storage.read(KEY)]
+
+    assert b"".join(chunks) == BIG
+    assert {len(chunk) for chunk in chunks[:-1]} == {CHUNK_BYTES}
+    assert 0 < len(chunks[-1]) <= CHUNK_BYTES
+
+
+async def test_slow_readers_do_not_hold_up_a_put(storage: Storage) -> None:
+    await storage.put(KEY, BIG, content_type="image/png")
+    readers = [await storage.read(KEY) for _ in range(20)]
+    for reader in readers:
+        await anext(reader)
+
+    await asyncio.wait_for(storage.put("other.png", PICTURE, content_type="image/png"), timeout=10)
+
+    rests = [b"".join([chunk async for chunk in reader]) for reader in readers]
+    assert rests == [BIG[CHUNK_BYTES:]] * 20
+
+
+@pytest.mark.parametrize("chunks_read", [0, 1])
+async def test_closing_early_frees_file_and_socket(storage: Storage, chunks_read: int) -> None:
+    await storage.put(KEY, BIG, content_type="image/png")
+    before = _descriptors_open()
+
+    for _ in range(3 * CONNECTIONS_KEPT_MAX):
+        stream = await storage.read(KEY)
+        for _ in range(chunks_read):
+            await anext(stream)
+        await stream.aclose()
+
+    assert _descriptors_open() <= before
+    with pytest.raises(StopAsyncIteration):
+        await anext(stream)
+
+
+async def test_a_forgotten_reader_frees_file_and_socket(storage: Storage) -> None:
+    await storage.put(KEY, BIG, content_type="image/png")
+    before = _descriptors_open()
+
+    for _ in range(3 * CONNECTIONS_KEPT_MAX):
+        await anext(await storage.read(KEY))
+    gc.collect()
+
+    assert _descriptors_open() <= before
+
+
+async def test_readers_cancelled_anywhere_leave_nothing_open(storage: Storage) -> None:
+    await storage.put(KEY, BIG, content_type="image/png")
+    before = _descriptors_open()
+    readers = [asyncio.create_task(whole(storage, KEY)) for _ in range(40)]
+
+    for reader in readers:
+        for _ in range(10):
+            await asyncio.sleep(0)
+        reader.cancel()
+    await asyncio.gather(*readers, return_exceptions=True)
+    await storage.close()
+
+    assert _descriptors_open() <= before
+    assert any(reader.cancelled() for reader in readers)
+
+
+async def test_check_passes_and_leaves_the_objects_alone(storage: Storage) -> None:
+    await storage.put(KEY, PICTURE, content_type="image/png")
+
+    await storage.check()
+    await storage.check()
+
+    assert await whole(storage, KEY) == PICTURE
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "",
+        "/etc/passwd",
+        "../up.png",
+        "a/../../up.png",
+        "a/./b.png",
+        "a//b.png",
+        "a/",
+        "..",
+        ".",
+        ".hidden.png",
+        "a\\b.png",
+        "a\0.png",
+        "a\n.png",
+        "a b.png",
+        "bär.png",
+        "a" * 201,
+        "a/" * 600 + "b",
+    ],
+)
+async def test_a_key_that_is_not_one_plain_path_is_a_bug(storage: Storage, key: str) -> None:
+    for call in (storage.head(key), storage.read(key), storage.delete(key), storage.put(key, b"", content_type="x/y")):
+        with pytest.raises(ValueError, match="not a storage key"):
+            await call
+
+
+async def test_a_picture_moves_from_the_folder_to_the_bucket_and_back(folder: FolderStorage, bucket: S3Storage) -> None:
+    await folder.put(KEY, BIG, content_type="image/png")
+
+    assert await copy_between(folder, bucket, KEY, content_type="image/png") == len(BIG)
+    await folder.delete(KEY)
+    assert await copy_between(bucket, folder, KEY, content_type="image/png") == len(BIG)
+
+    assert await whole(folder, KEY) == await whole(bucket, KEY) == BIG
+
+
+async def test_a_picture_that_is_missing_is_not_moved(folder: FolderStorage, bucket: S3Storage) -> None:
+    with pytest.raises(ObjectMissing) as refused:
+        await copy_between(folder, bucket, KEY, content_type="image/png")
+
+    assert refused.value.storage == "folder"
+
+
+def _descriptors_open() -> int:
+    return len(os.listdir("/dev/fd"))
