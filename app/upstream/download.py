@@ -1,0 +1,187 @@
+"""How are a picture's bytes fetched from an address that somebody else chose?"""
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from urllib.parse import urljoin
+
+import httpx
+
+from app.upstream.guard import Address, SourceAddress, SourceForbiddenError, check_addresses, parse_source_url
+from app.upstream.wire import NEVER_SENT, BodyTooLarge, Wire, read_capped
+
+BODY_BYTES_MAX = 32 * 1024 * 1024
+
+# Asked once per hop with (host, port); answers address literals in the order to try them; raises OSError.
+Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
+
+_REDIRECTS_MAX = 3
+_REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
+_ADDRESSES_TRIED_MAX = 4
+_CONNECT_TIMEOUT_SECONDS = 5.0
+
+
+class DownloadError(Exception):
+    """A picture could not be fetched. The text holds the host at most: never path, query or signature.
+
+    `retryable` tells whether the same URL can still give the picture later.
+    """
+
+    retryable: bool = False
+
+
+class SourceForbidden(DownloadError):
+    """The URL, a redirect of it, or an address behind it is not public https. No connection was made to it."""
+
+
+class SourceTooLarge(DownloadError):
+    """The picture is larger than a picture may be."""
+
+
+class SourceUnavailable(DownloadError):
+    """No whole picture came this time: no address, no connection, another status than 200, cut, or too slow."""
+
+    retryable = True
+
+
+class Downloader:
+    """Fetches pictures from public https addresses only, and sends nothing with the request but the address."""
+
+    def __init__(
+        self,
+        *,
+        allow_loopback_http: bool,
+        timeout_seconds: float,
+        body_bytes_max: int = BODY_BYTES_MAX,
+        resolve: Resolve | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        """Opens nothing yet. `timeout_seconds` bounds one whole try, redirects and all."""
+        self._allow_loopback_http = allow_loopback_http
+        self._timeout_seconds = timeout_seconds
+        self._body_bytes_max = body_bytes_max
+        self._resolve = resolve or resolve_host
+        self._transport = transport or Wire()
+
+    async def fetch(self, url: str) -> bytes:
+        """Promises the whole body, as long as its Content-Length says; whether it is a picture is not looked at.
+
+        Raises: `SourceForbidden`, `SourceTooLarge`, `SourceUnavailable`.
+        """
+        # Errors below are raised `from None`: the text of what lies beneath may hold the URL with its signature.
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                return await self._follow(url)
+        except TimeoutError:
+            raise SourceUnavailable(f"{_host(url)} gave no whole picture in {self._timeout_seconds:g} s") from None
+
+    async def close(self) -> None:
+        """Closes every connection."""
+        await self._transport.aclose()
+
+    async def _follow(self, url: str) -> bytes:
+        source = self._checked(url)
+        for _ in range(_REDIRECTS_MAX + 1):
+            response = await self._open(source)
+            try:
+                if response.status_code not in _REDIRECT_STATUSES:
+                    return await self._body(source, response)
+                source = self._redirected(source, response.headers.get("location", ""))
+            finally:
+                await response.aclose()
+        raise SourceUnavailable(f"{source.host} is behind more than {_REDIRECTS_MAX} redirects")
+
+    def _checked(self, url: str) -> SourceAddress:
+        try:
+            return parse_source_url(url, allow_loopback_http=self._allow_loopback_http)
+        except SourceForbiddenError as error:
+            raise SourceForbidden(f"A source URL is refused: {error}") from None
+
+    def _redirected(self, source: SourceAddress, location: str) -> SourceAddress:
+        if not location:
+            raise SourceUnavailable(f"{source.host} redirects to nowhere")
+        host = f"[{source.host}]" if ":" in source.host else source.host
+        try:
+            url = urljoin(f"{source.scheme}://{host}:{source.port}{source.target}", location)
+        except ValueError:
+            raise SourceForbidden(f"{source.host} redirects to what is no URL") from None
+        target = self._checked(url)
+        if target.loopback and not source.loopback:
+            # Also where loopback is allowed: a host outside may not point inside.
+            raise SourceForbidden(f"{source.host} redirects to this machine")
+        return target
+
+    async def _open(self, source: SourceAddress) -> httpx.Response:
+        failure = ""
+        for address in (await self._addresses(source))[:_ADDRESSES_TRIED_MAX]:
+            try:
+                return await self._transport.handle_async_request(_request(source, address))
+            except NEVER_SENT as error:
+                failure = str(error)
+            except httpx.TransportError as error:
+                raise SourceUnavailable(f"{source.host} gave no answer: {error}") from None
+        raise SourceUnavailable(f"{source.host} cannot be reached: {failure}")
+
+    async def _addresses(self, source: SourceAddress) -> tuple[Address, ...]:
+        if source.literal is not None:
+            addresses: tuple[Address, ...] = (source.literal,)
+        else:
+            try:
+                answers = await self._resolve(source.host, source.port)
+            except (OSError, UnicodeError):
+                raise SourceUnavailable(f"{source.host} has no address now") from None
+            addresses = tuple(ipaddress.ip_address(answer) for answer in answers)
+        if not addresses:
+            raise SourceUnavailable(f"{source.host} has no address now")
+        try:
+            check_addresses(source, addresses)
+        except SourceForbiddenError as error:
+            raise SourceForbidden(f"{source.host} is refused: {error}") from None
+        return addresses
+
+    async def _body(self, source: SourceAddress, response: httpx.Response) -> bytes:
+        if response.status_code != 200:
+            raise SourceUnavailable(f"{source.host} answered HTTP {response.status_code}")
+        if response.headers.get("content-encoding", "identity").strip().lower() != "identity":
+            raise SourceUnavailable(f"{source.host} sent the picture in an encoding that was not asked for")
+        try:
+            return await read_capped(response, response.aiter_raw(), bytes_max=self._body_bytes_max)
+        except BodyTooLarge:
+            raise SourceTooLarge(f"{source.host} sent more than {self._body_bytes_max} bytes") from None
+        except httpx.TransportError as error:
+            raise SourceUnavailable(f"{source.host} broke off the picture: {error}") from None
+
+
+def _request(source: SourceAddress, address: Address) -> httpx.Request:
+    # The connection goes to the address that was checked, so a second look-up (rebinding) cannot happen; the name
+    # stays in Host, and in TLS, where the certificate must be valid for it.
+    literal = f"[{address}]" if address.version == 6 else str(address)
+    named = f"[{source.host}]" if ":" in source.host else source.host
+    return httpx.Request(
+        "GET",
+        f"{source.scheme}://{literal}:{source.port}{source.target}",
+        headers={
+            "Host": named if source.port in (80, 443) else f"{named}:{source.port}",
+            "Accept": "image/*",
+            "Connection": "close",
+            "User-Agent": "imagekeep",
+        },
+        extensions={
+            "timeout": {"connect": _CONNECT_TIMEOUT_SECONDS},
+            "sni_hostname": source.host if source.scheme == "https" else None,
+        },
+    )
+
+
+def _host(url: str) -> str:
+    try:
+        return parse_source_url(url, allow_loopback_http=True).host
+    except SourceForbiddenError:
+        return "The source"
+
+
+async def resolve_host(host: str, port: int) -> Sequence[str]:
+    """Asks the system's resolver once. Raises: OSError."""
+    answers = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [str(address[0]) for *_, address in answers]

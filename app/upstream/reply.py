@@ -1,0 +1,205 @@
+"""What does upstream's answer to a paid order mean: pictures, a refusal that cost nothing, or nobody knows?"""
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from app.upstream.outcome import BytesSource, Generated, Outcome, RefusalCode, Refused, Unknown, UrlSource
+
+_REFUSAL_TEXT_CHARACTERS_MAX = 4_000
+_URL_CHARACTERS_MAX = 8_192
+_REVISED_PROMPT_CHARACTERS_MAX = 32_000
+
+# Tried in this order. "Your account has been banned" must not become a rejected prompt, so the account comes first.
+# TTAPI publishes no text of a content rejection; the words are gathered from sister services and OpenAI's codes
+# (docs.ttapi.io/grids/en/development/response, docs.mjapiapp.com/reference/status-code, community.openai.com/t/356407;
+# read 2026-11-22).
+_WORDS: tuple[tuple[RefusalCode, re.Pattern[str]], ...] = (
+    (
+        "upstream_auth_failed",
+        re.compile(
+            r"tt-api-key|invalid_api_key|incorrect api key|email is not activated"
+            r"|account\b.{0,40}\b(?:banned|blocked|disabled|suspended|deactivated)",
+            re.IGNORECASE | re.DOTALL,
+        ),
+    ),
+    (
+        "upstream_balance_exhausted",
+        re.compile(
+            r"insufficient[ _](?:balance|quota|credit|fund)|(?:balance|quota|credits?) (?:is |are )?(?:insufficient"
+            r"|not enough|exhausted|used up)|not enough (?:balance|quota|credit)|exceeded your current quota"
+            r"|billing_hard_limit|credit_balance_exhausted|(?:spend|usage)_limit_exceeded",
+            re.IGNORECASE,
+        ),
+    ),
+    (
+        "upstream_model_gone",
+        re.compile(
+            r"model_not_found|(?:unknown|invalid|no such|unsupported) model"
+            r"|model\b.{0,100}\b(?:deprecated|does not exist|not found|no longer|retired|shut down|removed)",
+            re.IGNORECASE | re.DOTALL,
+        ),
+    ),
+    (
+        "content_rejected",
+        re.compile(
+            r"safety[ _]system|content[ _-]?(?:policy|filter)|moderation|\bbanned|(?<!case[ -])\bsensitive"
+            r"|responsible ?ai|policy violation|safety_violation",
+            re.IGNORECASE,
+        ),
+    ),
+    ("upstream_busy", re.compile(r"rate[ _-]limit|too many requests|too frequent|slow_down", re.IGNORECASE)),
+)
+
+
+def read_reply(status: int, content_type: str | None, body: bytes, *, now: datetime) -> Outcome:
+    """Tells what a whole answer means. Never raises, whatever the body holds; no part of the body is in a `detail`.
+
+    Pictures count under any 2xx, in TTAPI's envelope or OpenAI's bare shape, as URL or base64. A refusal that surely
+    cost nothing is a 4xx but 408, or `status: FAILED` under 200. All else is `Unknown`, a 5xx whatever its body says.
+    source: docs.ttapi.io/grids/en/development/response and docs.ttapi.io/api/en/openai/images-generations, 2026-11-22.
+    """
+    if 400 <= status < 500 and status != 408:
+        code = _refusal_code(status, _refusal_text(_parsed(body), body))
+        return Refused(code, f"HTTP {status} from upstream, read as {code}", status)
+    if not 200 <= status < 300:
+        return Unknown(f"HTTP {status} from upstream, which may hide a picture already made", status)
+    reply = _parsed(body)
+    sources = tuple(_sources(reply, now))
+    if sources:
+        # Also where the envelope says FAILED: a picture in hand is what was ordered.
+        return Generated(sources, status)
+    if status == 200 and _says_failed(reply):
+        code = _refusal_code(status, _refusal_text(reply, body))
+        return Refused(code, f"FAILED inside HTTP 200 from upstream, read as {code}", status)
+    return Unknown(f"HTTP {status} from upstream without a picture: {_kind(reply, content_type, body)}", status)
+
+
+def _parsed(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        # ValueError covers broken JSON, broken encodings and numbers of thousands of digits.
+        return None
+
+
+def _says_failed(reply: Any) -> bool:
+    said = reply.get("status") if isinstance(reply, dict) else None
+    return isinstance(said, str) and said.upper() == "FAILED"
+
+
+def _kind(reply: Any, content_type: str | None, body: bytes) -> str:
+    if reply is not None:
+        return "JSON of another shape"
+    if "html" in (content_type or "").lower() or body.lstrip()[:1] == b"<":
+        return "HTML"
+    return "not JSON" if body else "no body"
+
+
+def _refusal_code(status: int, text: str) -> RefusalCode:
+    heard = next((code for code, words in _WORDS if words.search(text)), None)
+    match status:
+        case 401:
+            return "upstream_auth_failed"
+        case 402:
+            return "upstream_balance_exhausted"
+        case 403:
+            # One caller's prompt must not look like a dead account, which would stop the service for everyone.
+            return "content_rejected" if heard == "content_rejected" else "upstream_auth_failed"
+        case 404:
+            return "upstream_model_gone"
+        case 429:
+            # OpenAI says "out of money" with 429; waiting does not help there.
+            return "upstream_balance_exhausted" if heard == "upstream_balance_exhausted" else "upstream_busy"
+        case 499:
+            return "upstream_busy"
+        case 400 | 422:
+            return heard or "invalid_value"
+        case _:
+            return heard or "upstream_failed"
+
+
+def _refusal_text(reply: Any, body: bytes) -> str:
+    if not isinstance(reply, dict):
+        return body[:_REFUSAL_TEXT_CHARACTERS_MAX].decode("utf-8", "replace")
+    error = reply.get("error")
+    places = (reply, error) if isinstance(error, dict) else (reply, {"message": error})
+    said = (place.get(key) for place in places for key in ("code", "type", "message", "detail"))
+    return "\n".join(text[:_REFUSAL_TEXT_CHARACTERS_MAX] for text in said if isinstance(text, str))
+
+
+def _sources(reply: Any, now: datetime) -> Iterator[UrlSource | BytesSource]:
+    pictures = reply.get("data") if isinstance(reply, dict) else None
+    if isinstance(pictures, dict):
+        pictures = pictures.get("data", pictures)
+    if isinstance(pictures, dict):
+        pictures = [pictures]
+    for picture in pictures if isinstance(pictures, list) else []:
+        if isinstance(picture, dict) and (source := _source(picture, now)):
+            yield source
+
+
+def _source(picture: dict[str, Any], now: datetime) -> UrlSource | BytesSource | None:
+    revised_prompt = _storable(picture.get("revised_prompt"))
+    url, encoded = picture.get("url"), picture.get("b64_json")
+    # Bytes in hand come before a URL that dies. Some relays put them into the URL itself.
+    for text in (encoded, url if isinstance(url, str) and url.startswith("data:") else None):
+        if isinstance(text, str) and (body := _decoded(text)):
+            return BytesSource(body, revised_prompt)
+    if isinstance(url, str) and _is_web_address(url):
+        return UrlSource(url, source_expires_at(url, now), revised_prompt)
+    return None
+
+
+def _is_web_address(url: str) -> bool:
+    printable = url.isprintable() and " " not in url
+    return printable and len(url) <= _URL_CHARACTERS_MAX and url.lower().startswith(("https://", "http://"))
+
+
+def _decoded(encoded: str) -> bytes | None:
+    if encoded.startswith("data:"):
+        encoded = encoded.partition(",")[2]
+    compact = "".join(encoded.split())
+    try:
+        return base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        return None
+
+
+def _storable(text: Any) -> str | None:
+    # Postgres stores neither NUL nor half a surrogate pair; a paid picture must not be lost to its caption.
+    if not isinstance(text, str):
+        return None
+    return text[:_REVISED_PROMPT_CHARACTERS_MAX].replace("\x00", "").encode("utf-8", "replace").decode("utf-8")
+
+
+def source_expires_at(url: str, now: datetime) -> datetime | None:
+    """Reads from a signed URL when it dies (UTC), or None where it does not say or says what cannot be.
+
+    An Azure SAS says it in `se` (`ske` is the signing key's end, not the URL's), AWS in `X-Amz-Date` and
+    `X-Amz-Expires`. A moment before `now` on a fresh answer proves a wrong clock, not a dead picture: None.
+    source: learn.microsoft.com/en-us/rest/api/storageservices/formatting-datetime-values, 2026-11-22.
+    """
+    try:
+        pairs = [pair.partition("=") for pair in urlsplit(url).query.split("&")]
+        # unquote and not parse_qs: a "+" of a time zone that was left unescaped is no blank.
+        said = {unquote(name).lower(): unquote(value) for name, _, value in reversed(pairs)}
+        if "se" in said:
+            expires_at = _utc(said["se"])
+        elif "x-amz-date" in said and "x-amz-expires" in said:
+            expires_at = _utc(said["x-amz-date"]) + timedelta(seconds=int(said["x-amz-expires"]))
+        else:
+            return None
+    except (ValueError, OverflowError):
+        return None
+    return expires_at if expires_at > now else None
+
+
+def _utc(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
