@@ -1,0 +1,268 @@
+"""What happens to a generation, from where it stands to its end?
+
+`Driver.drive` is the one way: the request that ordered it, the order that nobody waits for, and recovery after a crash
+all go through it.
+"""
+
+import random
+import time
+from asyncio import sleep
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import structlog
+
+from app import telemetry
+from app.database.pool import Database
+from app.errors import DatabaseUnavailable, NotFound
+from app.generations import records
+from app.generations.records import Generation, Image, Move
+from app.generations.rehost import Rehost, RehostFailed
+from app.upstream.catalog import Catalog
+from app.upstream.client import Upstream
+from app.upstream.outcome import BytesSource, Generated, Outcome, Refused, Unknown, UrlSource
+
+log = structlog.get_logger(__name__)
+
+_PAUSE_SECONDS_FIRST, _PAUSE_SECONDS_MAX = 0.2, 15.0
+# Bytes that are no picture are asked for again, in case they were cut; after this many times they are what they are.
+_NOT_A_PICTURE_TRIES_MAX = 3
+# A step ends before its lease does, so that its runner and recovery don't work on the same row.
+_LEASE_SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class Leases:
+    """How long a runner's claim holds, by the database's clock, and how long a source lives that doesn't say."""
+
+    pending_seconds: float
+    generated_seconds: float
+    source_lifetime_seconds: float
+
+
+class Driver:
+    """What driving needs, and `drive`."""
+
+    def __init__(
+        self, *, database: Database, upstream: Upstream, catalog: Catalog, rehost: Rehost, leases: Leases
+    ) -> None:
+        self._database = database
+        self._upstream = upstream
+        self._catalog = catalog
+        self._rehost = rehost
+        self._leases = leases
+
+    async def drive(self, generation: Generation) -> Generation:
+        """Take a generation from where it stands to its end, and return it as it stands then.
+
+        It comes from RESERVE or from CLAIM, so nobody else runs it. One that could not be rehosted within its lease
+        is returned as it is: recovery goes on with it.
+        """
+        with structlog.contextvars.bound_contextvars(generation_id=str(generation.id)):
+            while not generation.ended:
+                moved = await self._step(generation)
+                if moved is None:
+                    return await self._reread(generation.id)
+                _count(moved)
+                generation = moved
+            return generation
+
+    async def _step(self, generation: Generation) -> Generation | None:
+        """Go one state on. None when it stays, or when someone else moved it."""
+        if generation.state == "generated":
+            assert generation.source_urls, "a generated row has its sources"
+            return await self._bring_home(generation, generation.source_urls, self._leases.generated_seconds)
+        if generation.attempts == 0:
+            return await self._send(generation)
+        # Somebody may have sent it, so it is never sent again.
+        return await self._look_for_pictures(generation)
+
+    async def _send(self, generation: Generation) -> Generation | None:
+        model = self._catalog.find(generation.model)
+        assert model is not None, "RESERVE took its model from this catalog"
+        assert generation.prompt is not None, "a running generation can't be deleted"
+        started = time.monotonic()
+        outcome = await self._upstream.generate(
+            model=model,
+            prompt=generation.prompt,
+            size=generation.size,
+            quality=generation.quality,
+            n=generation.held_images,
+        )
+        _observe(generation, outcome, time.monotonic() - started)
+        if isinstance(outcome, Generated):
+            return await self._take(generation, outcome)
+        if isinstance(outcome, Refused):
+            failed = Move(
+                "failed",
+                # The answer may come after recovery took its runner for dead. It counts all the same.
+                leaving=("pending", "unknown"),
+                settled=(0, 0),
+                failure_code=outcome.code,
+                failure_detail=outcome.detail,
+            )
+            return await self._move_surely(generation.id, failed)
+        return await self._leave_unknown(generation, outcome.detail)
+
+    async def _take(self, generation: Generation, answer: Generated) -> Generation | None:
+        # Pictures beyond the order were not paid for by its price, and would not fit what is held.
+        made = answer.sources[: generation.held_images]
+        revised_prompt = made[0].revised_prompt
+        urls = [source for source in made if isinstance(source, UrlSource)]
+        sources = [source.body if isinstance(source, BytesSource) else source.url for source in made]
+        if len(urls) == len(sources):
+            generated = Move(
+                "generated",
+                leaving=("pending", "unknown"),
+                source_urls=[source.url for source in urls],
+                source_expires_at=min((source.expires_at for source in urls if source.expires_at), default=None),
+                source_lifetime_seconds=self._leases.source_lifetime_seconds,
+                lease_seconds=self._leases.generated_seconds,
+                revised_prompt=revised_prompt,
+            )
+            try:
+                return await self._move(generation.id, generated)
+            except DatabaseUnavailable:
+                log.warning("answer_not_committed", then="storing the picture first")
+        # Bytes can't be committed as a source, and sources can't be committed to a database that is away. The pictures
+        # are safer in storage than in this process's memory, under keys where recovery looks for them.
+        return await self._bring_home(generation, sources, self._leases.pending_seconds, revised_prompt=revised_prompt)
+
+    async def _bring_home(
+        self,
+        generation: Generation,
+        sources: Sequence[str | bytes],
+        lease_seconds: float,
+        *,
+        revised_prompt: str | None = None,
+    ) -> Generation | None:
+        give_up_at = time.monotonic() + lease_seconds * _LEASE_SHARE
+        not_a_picture = 0
+        for pause_seconds in _pauses():
+            try:
+                pictures = await self._rehost.keep(generation, sources)
+            except RehostFailed as failure:
+                not_a_picture += failure.what == "picture"
+                telemetry.rehost_failures_total.labels(failure.what).inc()
+                log.warning("rehost_failed", detail=str(failure), final=failure.final)
+                final = failure.final or not_a_picture >= _NOT_A_PICTURE_TRIES_MAX
+                lost = await self._lose(generation, str(failure), if_source_expired=not final)
+                if lost is not None or time.monotonic() + pause_seconds > give_up_at:
+                    return lost
+                await sleep(pause_seconds)
+            else:
+                return await self._complete(generation, pictures, revised_prompt=revised_prompt)
+        raise AssertionError("pauses do not end")
+
+    async def _complete(
+        self, generation: Generation, pictures: tuple[Image, ...], *, revised_prompt: str | None = None
+    ) -> Generation | None:
+        completed = Move(
+            "completed",
+            leaving=("pending", "generated", "unknown"),
+            settled=(len(pictures), generation.held_micros * len(pictures) // generation.held_images),
+            revised_prompt=revised_prompt,
+            pictures=pictures,
+        )
+        return await self._move_surely(generation.id, completed)
+
+    async def _lose(self, generation: Generation, detail: str, *, if_source_expired: bool) -> Generation | None:
+        lost = Move(
+            "lost",
+            leaving=("pending", "generated", "unknown"),
+            settled=(generation.held_images, generation.held_micros),
+            failure_code="image_unavailable",
+            failure_detail=detail,
+            if_source_expired=if_source_expired,
+        )
+        try:
+            return await self._move(generation.id, lost)
+        except DatabaseUnavailable:
+            return None
+
+    async def _leave_unknown(self, generation: Generation, detail: str) -> Generation | None:
+        unknown = Move("unknown", leaving=("pending",), failure_code="upstream_outcome_unknown", failure_detail=detail)
+        return await self._move_surely(generation.id, unknown)
+
+    async def _look_for_pictures(self, generation: Generation) -> Generation | None:
+        try:
+            pictures = await self._rehost.find_kept(generation)
+        except RehostFailed as failure:
+            log.warning("recovery_postponed", detail=str(failure))
+            return None
+        if pictures:
+            return await self._complete(generation, pictures)
+        return await self._leave_unknown(generation, "its runner died before upstream's answer was committed")
+
+    async def resolve(self, generation: Generation, *, billed: bool) -> Generation | None:
+        """Settle an `unknown` generation by a person's word: `lost` if it was billed, `failed` if it was not.
+
+        A picture that is found in storage outranks the word: then it is `completed`. None if it was not `unknown`.
+        Raises RehostFailed when storage does not answer, and DatabaseUnavailable.
+        """
+        pictures = await self._rehost.find_kept(generation)
+        if pictures:
+            return await self._complete(generation, pictures)
+        resolved = Move(
+            "lost" if billed else "failed",
+            leaving=("unknown",),
+            settled=(generation.held_images, generation.held_micros) if billed else (0, 0),
+            failure_code="image_unavailable" if billed else "upstream_failed",
+            failure_detail="resolved by a person",
+        )
+        return await self._move(generation.id, resolved)
+
+    async def give_back_unsent(self, generation_id: UUID) -> Generation | None:
+        """Fail a generation whose RESERVE had no answer and that was not sent, as soon as the database can be asked.
+
+        The statement may have been committed although its answer was lost. None when it was not.
+        """
+        failed = Move("failed", leaving=("pending",), settled=(0, 0), failure_code="database_unavailable")
+        return await self._move_surely(generation_id, failed)
+
+    async def _move(self, generation_id: UUID, to: Move) -> Generation | None:
+        async with self._database.statement() as connection:
+            return await records.move(connection, generation_id, to)
+
+    async def _move_surely(self, generation_id: UUID, to: Move) -> Generation | None:
+        """Move, however long the database is away: what is known here and nowhere else must not be dropped."""
+        for pause_seconds in _pauses():
+            try:
+                return await self._move(generation_id, to)
+            except DatabaseUnavailable:
+                log.warning("move_postponed", state=to.state)
+                await sleep(pause_seconds)
+        raise AssertionError("pauses do not end")
+
+    async def _reread(self, generation_id: UUID) -> Generation:
+        async with self._database.statement() as connection:
+            generation = await records.find(connection, generation_id)
+        if generation is None:
+            raise NotFound("There is no such generation.")
+        return generation
+
+
+def _pauses() -> Iterator[float]:
+    pause_seconds = _PAUSE_SECONDS_FIRST
+    while True:
+        yield pause_seconds * random.uniform(0.5, 1.5)  # noqa: S311
+        pause_seconds = min(pause_seconds * 2, _PAUSE_SECONDS_MAX)
+
+
+def _observe(generation: Generation, outcome: Outcome, seconds: float) -> None:
+    name = type(outcome).__name__.lower()
+    telemetry.upstream_seconds.labels(generation.model, name).observe(seconds)
+    told: dict[str, Any] = {} if isinstance(outcome, Generated) else {"detail": outcome.detail}
+    level = "warning" if isinstance(outcome, Unknown) else "info"
+    getattr(log, level)(
+        "upstream_answered", outcome=name, upstream_status=outcome.upstream_status, seconds=round(seconds, 3), **told
+    )
+
+
+def _count(generation: Generation) -> None:
+    telemetry.generations_total.labels(generation.model, generation.state, generation.failure_code or "").inc()
+    log.info("generation_moved", state=generation.state, failure_code=generation.failure_code)
+    if generation.state == "completed":
+        telemetry.settled_micros_total.labels(generation.model).inc(generation.settled_micros or 0)

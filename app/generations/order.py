@@ -1,0 +1,90 @@
+"""What is asked for: an order, checked against the catalog and priced, before anything is stored?"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+from app.errors import InvalidValue, ModelNotFound, UnsupportedParameter
+from app.upstream.catalog import Catalog, Model
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a caller asks for, as it was asked: names are not looked up, None is "whatever is usual"."""
+
+    prompt: str
+    model: str | None = None
+    size: str | None = None
+    quality: str | None = None
+    n: int = 1
+
+
+@dataclass(frozen=True)
+class PricedOrder:
+    """An order that the catalog allows, with every choice made. `cost_micros` is for all its `n` pictures."""
+
+    prompt: str
+    model: Model
+    size: str
+    quality: str
+    n: int
+    cost_micros: int
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 over what was ordered: equal for equal orders, however their JSON was written."""
+        fields = [self.model.name, self.prompt, self.size, self.quality, self.n]
+        return hashlib.sha256(json.dumps(fields, ensure_ascii=True).encode()).digest()
+
+
+def check(order: Order, catalog: Catalog) -> PricedOrder:
+    """Return the order with the catalog's defaults and price.
+
+    Raises ModelNotFound, InvalidValue or UnsupportedParameter, each naming its parameter. What has no price is
+    refused, never free.
+    """
+    model = _model(order, catalog)
+    prompt = _prompt(order.prompt, model)
+    size = model.default_size if order.size is None else order.size
+    if size not in model.sizes:
+        raise InvalidValue(f"`size` must be one of {', '.join(model.sizes)} for {model.name}.", parameter="size")
+    quality = model.default_quality if order.quality is None else order.quality
+    if quality not in model.qualities:
+        raise InvalidValue(
+            f"`quality` must be one of {', '.join(model.qualities)} for {model.name}.", parameter="quality"
+        )
+    if order.n < 1:
+        raise InvalidValue("`n` must be 1 or more.", parameter="n")
+    if order.n > model.images_max:
+        raise UnsupportedParameter(
+            f"`n` must be {model.images_max} or less for {model.name}. Send one order for each image.", parameter="n"
+        )
+    price_micros = model.price_micros(size, quality)
+    if price_micros is None:
+        raise InvalidValue(
+            f"{model.name} has no price for {size} in {quality}, so it is not offered.", parameter="size"
+        )
+    return PricedOrder(prompt, model, size, quality, order.n, price_micros * order.n)
+
+
+def _model(order: Order, catalog: Catalog) -> Model:
+    name = catalog.default_model if order.model is None else order.model
+    model = catalog.find(name)
+    if model is None:
+        offered = ", ".join(model.name for model in catalog.models)
+        raise ModelNotFound(f"There is no such model here. There is: {offered}.", parameter="model")
+    return model
+
+
+def _prompt(prompt: str, model: Model) -> str:
+    # Postgres can't store NUL, and no picture wants a control character; a line break or a tab may well be meant.
+    if any((ord(character) < 32 and character not in "\t\n\r") or character == "\x7f" for character in prompt):
+        raise InvalidValue("`prompt` must not hold control characters.", parameter="prompt")
+    if not prompt.strip():
+        raise InvalidValue("`prompt` must not be empty.", parameter="prompt")
+    if len(prompt) > model.prompt_characters_max:
+        raise InvalidValue(
+            f"`prompt` has {len(prompt)} characters; {model.name} takes {model.prompt_characters_max} at most.",
+            parameter="prompt",
+        )
+    return prompt

@@ -1,0 +1,394 @@
+"""Which states can a generation be in, and which statements move it?
+
+    (nothing) --RESERVE--> pending --answer--> generated --stored--> completed      charged
+                              |--surely not billed--> failed                        given back
+                              |--may be billed--> unknown --late answer--> generated or completed
+                              |                     |--a person says--> failed or lost
+                              |--picture stored already--> completed
+                           generated --source expired--> lost                       given back; `all` keeps the spend
+
+RESERVE and MOVE are one statement each, and one statement is one transaction. Every MOVE names the states it may leave:
+no row back means that someone else moved it first, and nothing is settled twice.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+from uuid import UUID
+
+from sqlalchemy import select, text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.accounts import budgets
+from app.accounts.budgets import Gauge
+from app.accounts.keys import Caller
+from app.database.tables import generations, images
+from app.generations.order import PricedOrder
+
+State = Literal["pending", "generated", "completed", "failed", "unknown", "lost"]
+
+# From these nothing moves on its own any more. `unknown` still can: by a late answer, or by a person.
+ENDED: tuple[State, ...] = ("completed", "failed", "unknown", "lost")
+RUNNING: tuple[State, ...] = ("pending", "generated")
+
+
+@dataclass(frozen=True)
+class Image:
+    """One picture of a generation, and where it lives."""
+
+    id: str
+    position: int
+    storage: str
+    storage_key: str
+    content_type: str
+    extension: str
+    width: int
+    height: int
+    size_bytes: int
+    sha256: bytes
+    deleted_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One accepted order, as its row says. What each field means stands in database/tables.py."""
+
+    id: UUID
+    user_id: UUID
+    api_key_id: UUID
+    state: State
+    failure_code: str | None
+    failure_detail: str | None
+    idempotency_key: str | None
+    order_digest: bytes
+    model: str
+    size: str
+    quality: str
+    prompt: str | None = field(repr=False)
+    revised_prompt: str | None = field(repr=False)
+    sandbox: bool
+    held_images: int
+    held_micros: int
+    settled_images: int | None
+    settled_micros: int | None
+    storage_stem: str
+    lease_until: datetime | None
+    attempts: int
+    source_urls: Sequence[str] | None = field(repr=False)
+    source_expires_at: datetime | None
+    request_id: str | None
+    created_at: datetime
+    finished_at: datetime | None
+    deleted_at: datetime | None
+    images: tuple[Image, ...] = ()
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing moves it on its own any more."""
+        return self.state in ENDED
+
+
+_COLUMNS = [name for name in Generation.__dataclass_fields__ if name != "images"]
+IMAGE_COLUMNS = list(Image.__dataclass_fields__)
+
+
+@dataclass(frozen=True)
+class Held:
+    """RESERVE held the price: the generation is `pending`, and its reserver alone may send the order."""
+
+    generation: Generation
+    gauges: tuple[Gauge, ...]
+
+
+@dataclass(frozen=True)
+class Known:
+    """The Idempotency-Key was used before, by this generation. `same_order` tells whether for the same order."""
+
+    generation_id: UUID
+    same_order: bool
+
+
+@dataclass(frozen=True)
+class OverLimit:
+    """A limit refused the order; nothing was held. `gauge` is the broken one that lasts longest."""
+
+    gauge: Gauge
+    gauges: tuple[Gauge, ...]
+
+
+@dataclass(frozen=True)
+class KeyNotLive:
+    """The key was revoked, or its user disabled, since it was looked up; nothing was held."""
+
+
+_RESERVE = f"""
+WITH {budgets.MOMENT},
+known AS MATERIALIZED (
+    -- Before any limit: a replay on a spent quota is an answer, not a refusal.
+    SELECT id, order_digest = :order_digest AS same_order FROM generations
+    WHERE user_id = :user_id AND idempotency_key = CAST(:idempotency_key AS text)
+),
+allowed AS MATERIALIZED (
+    SELECT k.id FROM api_keys k JOIN users u ON u.id = k.user_id
+    WHERE k.id = :api_key_id AND k.revoked_at IS NULL AND u.disabled_at IS NULL AND NOT EXISTS (SELECT FROM known)
+),
+{budgets.HOLD},
+inserted AS (
+    INSERT INTO generations (id, user_id, api_key_id, scopes, state, idempotency_key, order_digest, model, size,
+        quality, prompt, sandbox, held_images, held_micros, day, storage_stem, lease_until, request_id, created_at)
+    SELECT :id, :user_id, :api_key_id, CAST(:scopes AS text[]), 'pending', CAST(:idempotency_key AS text),
+        :order_digest, :model, :size, :quality, :prompt, :sandbox, :images, :micros, f.day, :storage_stem,
+        m.ts + make_interval(secs => :lease_seconds), CAST(:request_id AS text), m.ts
+    FROM allowed, frame f, moment m WHERE NOT EXISTS (SELECT FROM refusal)
+    RETURNING *
+)
+SELECT (SELECT id FROM known) AS known_id, (SELECT same_order FROM known) AS same_order,
+    (SELECT to_jsonb(r) FROM refusal r) AS refusal,
+    COALESCE((SELECT jsonb_agg(to_jsonb(g)) FROM gauges g), '[]') AS gauges, i.*
+FROM (SELECT 1) one LEFT JOIN inserted i ON true"""  # noqa: S608
+
+
+async def reserve(
+    connection: AsyncConnection,
+    *,
+    generation_id: UUID,
+    caller: Caller,
+    order: PricedOrder,
+    sandbox: bool,
+    storage_stem: str,
+    lease_seconds: float,
+    idempotency_key: str | None = None,
+    request_id: str | None = None,
+    now: datetime | None = None,
+) -> Held | Known | OverLimit | KeyNotLive:
+    """Look for the Idempotency-Key, re-check the key, check every limit of every scope, hold, and insert `pending`.
+
+    One statement on an autocommit connection. Two orders with one new key at the same instant: the unique index lets
+    one in and rolls the other back whole; asked again, it finds the first.
+    """
+    parameters = {
+        "id": generation_id,
+        "user_id": caller.user_id,
+        "api_key_id": caller.api_key_id,
+        "scopes": list(caller.scopes),
+        "idempotency_key": idempotency_key,
+        "order_digest": order.digest,
+        "model": order.model.name,
+        "size": order.size,
+        "quality": order.quality,
+        "prompt": order.prompt,
+        "sandbox": sandbox,
+        "images": order.n,
+        "micros": order.cost_micros,
+        "storage_stem": storage_stem,
+        "lease_seconds": lease_seconds,
+        "request_id": request_id,
+        "now": now,
+    }
+    try:
+        row = (await connection.execute(text(_RESERVE), parameters)).mappings().one()
+    except IntegrityError:
+        if idempotency_key is None:
+            raise
+        row = (await connection.execute(text(_RESERVE), parameters)).mappings().one()
+    if row["known_id"] is not None:
+        return Known(row["known_id"], row["same_order"])
+    if row["refusal"] is not None:
+        gauges = tuple(_gauge(gauge, "used_before") for gauge in row["gauges"])
+        return OverLimit(_gauge(row["refusal"], "used_before"), gauges)
+    if row["id"] is None:
+        return KeyNotLive()
+    return Held(_generation(row), tuple(_gauge(gauge, "used_after") for gauge in row["gauges"]))
+
+
+_MOVE = f"""
+WITH {budgets.MOMENT},
+standing AS MATERIALIZED (
+    SELECT g.* FROM generations g, moment m
+    WHERE g.id = :id AND g.state = ANY(CAST(:leaving AS text[]))
+        AND (NOT CAST(:if_source_expired AS boolean) OR g.source_expires_at < m.ts)
+    FOR UPDATE OF g
+),
+{budgets.SETTLE},
+moved AS (
+    UPDATE generations g SET
+        state = :state,
+        failure_code = CAST(:failure_code AS text),
+        failure_detail = CAST(:failure_detail AS text),
+        -- A failure that is surely free leaves the key free, so that a retry really retries.
+        idempotency_key = CASE WHEN :state = 'failed' THEN NULL ELSE g.idempotency_key END,
+        revised_prompt = COALESCE(CAST(:revised_prompt AS text), g.revised_prompt),
+        source_urls = CASE WHEN :state = 'generated' THEN CAST(:source_urls AS text[]) END,
+        source_expires_at = CASE WHEN :state = 'generated' THEN COALESCE(
+            CAST(:source_expires_at AS timestamptz), m.ts + make_interval(secs => :source_lifetime_seconds))
+            ELSE g.source_expires_at END,
+        lease_until = CASE WHEN :state = 'generated' THEN m.ts + make_interval(secs => :lease_seconds) END,
+        settled_images = CAST(:settled_images AS int),
+        settled_micros = CAST(:settled_micros AS bigint),
+        finished_at = CASE WHEN :state = 'generated' THEN NULL ELSE m.ts END
+    -- Waits for the budgets' locks by name; that CTEs happen to run in order is no promise of Postgres.
+    FROM standing s, moment m, (SELECT count(*) FROM locked) waited
+    WHERE g.id = s.id
+    RETURNING g.*
+),
+pictures AS (
+    INSERT INTO images (id, generation_id, position, storage, storage_key, content_type, extension, width, height,
+        size_bytes, sha256)
+    SELECT x.id, m.id, x.position, x.storage, x.storage_key, x.content_type, x.extension, x.width, x.height,
+        x.size_bytes, decode(x.sha256, 'hex')
+    FROM moved m CROSS JOIN jsonb_to_recordset(CAST(:images AS jsonb)) AS x(id text, position smallint, storage text,
+        storage_key text, content_type text, extension text, width int, height int, size_bytes bigint, sha256 text)
+)
+SELECT * FROM moved"""  # noqa: S608
+
+
+@dataclass(frozen=True)
+class Move:
+    """Where a generation goes, and from where it may. Fields that the new state doesn't have stay None.
+
+    `settled` is (images, micros). `source_lifetime_seconds` counts when `source_expires_at` is not known. With
+    `if_source_expired` it moves only once the source has expired by the database's clock: no replica's own clock may
+    decide that a paid image is lost.
+    """
+
+    state: State
+    leaving: Sequence[State]
+    settled: tuple[int, int] | None = None
+    failure_code: str | None = None
+    failure_detail: str | None = None
+    source_urls: Sequence[str] | None = None
+    source_expires_at: datetime | None = None
+    source_lifetime_seconds: float = 3600
+    lease_seconds: float = 0
+    revised_prompt: str | None = None
+    pictures: Sequence[Image] = ()
+    if_source_expired: bool = False
+
+
+async def move(
+    connection: AsyncConnection, generation_id: UUID, to: Move, *, now: datetime | None = None
+) -> Generation | None:
+    """Move a generation if it stands where it may leave from, and its budgets and images with it.
+
+    One statement on an autocommit connection. Returns it as it stands then; None when it stood elsewhere, and then
+    nothing has changed.
+    """
+    settled_images, settled_micros = to.settled if to.settled is not None else (None, None)
+    parameters = {
+        "id": generation_id,
+        "state": to.state,
+        "leaving": list(to.leaving),
+        "settled_images": settled_images,
+        "settled_micros": settled_micros,
+        "failure_code": to.failure_code,
+        "failure_detail": to.failure_detail,
+        "source_urls": list(to.source_urls) if to.source_urls is not None else None,
+        "source_expires_at": to.source_expires_at,
+        "source_lifetime_seconds": to.source_lifetime_seconds,
+        "lease_seconds": to.lease_seconds,
+        "revised_prompt": to.revised_prompt,
+        "images": json.dumps([_image_json(picture) for picture in to.pictures]),
+        "if_source_expired": to.if_source_expired,
+        "now": now,
+    }
+    row = (await connection.execute(text(_MOVE), parameters)).mappings().one_or_none()
+    return _generation(row, tuple(to.pictures)) if row is not None else None
+
+
+_CLAIM = f"""
+WITH {budgets.MOMENT}
+UPDATE generations g SET lease_until = m.ts + make_interval(secs => :lease_seconds), attempts = g.attempts + 1
+FROM moment m WHERE g.id IN (
+    SELECT x.id FROM generations x, moment n WHERE x.lease_until < n.ts ORDER BY x.lease_until LIMIT :batch_max
+    FOR UPDATE OF x SKIP LOCKED
+) RETURNING g.*"""  # noqa: S608
+
+
+async def claim(
+    connection: AsyncConnection, *, lease_seconds: float, batch_max: int, now: datetime | None = None
+) -> Sequence[Generation]:
+    """Take over up to `batch_max` generations whose lease has run out, for `lease_seconds`, oldest first."""
+    rows = await connection.execute(text(_CLAIM), {"lease_seconds": lease_seconds, "batch_max": batch_max, "now": now})
+    return [_generation(row) for row in rows.mappings()]
+
+
+async def find(connection: AsyncConnection, generation_id: UUID, *, user_id: UUID | None = None) -> Generation | None:
+    """Return a generation with its images; None when there is none, or when it is not this user's."""
+    query = select(*(generations.c[name] for name in _COLUMNS)).where(generations.c.id == generation_id)
+    if user_id is not None:
+        query = query.where(generations.c.user_id == user_id)
+    row = (await connection.execute(query)).mappings().one_or_none()
+    if row is None:
+        return None
+    return (await _with_images(connection, [_generation(row)]))[0]
+
+
+async def find_keyed(connection: AsyncConnection, user_id: UUID, idempotency_key: str) -> tuple[UUID, bytes] | None:
+    """Return the id and order digest of the generation that a user's Idempotency-Key names; None when it is new."""
+    row = (
+        await connection.execute(
+            select(generations.c.id, generations.c.order_digest).where(
+                generations.c.user_id == user_id, generations.c.idempotency_key == idempotency_key
+            )
+        )
+    ).one_or_none()
+    return (row.id, row.order_digest) if row else None
+
+
+async def page(
+    connection: AsyncConnection,
+    *,
+    limit: int,
+    user_id: UUID | None = None,
+    before: UUID | None = None,
+    state: State | None = None,
+    with_deleted: bool = False,
+) -> Sequence[Generation]:
+    """Return up to `limit` generations, newest first, from the one before `before` on, with their images."""
+    query = select(*(generations.c[name] for name in _COLUMNS)).order_by(generations.c.id.desc()).limit(limit)
+    if user_id is not None:
+        query = query.where(generations.c.user_id == user_id)
+    if before is not None:
+        query = query.where(generations.c.id < before)
+    if state is not None:
+        query = query.where(generations.c.state == state)
+    if not with_deleted:
+        query = query.where(generations.c.deleted_at.is_(None))
+    rows = await connection.execute(query)
+    return await _with_images(connection, [_generation(row) for row in rows.mappings()])
+
+
+async def _with_images(connection: AsyncConnection, found: Sequence[Generation]) -> list[Generation]:
+    ids = [generation.id for generation in found if generation.state == "completed"]
+    if not ids:
+        return list(found)
+    rows = await connection.execute(
+        select(images.c.generation_id, *(images.c[name] for name in IMAGE_COLUMNS))
+        .where(images.c.generation_id.in_(ids))
+        .order_by(images.c.generation_id, images.c.position)
+    )
+    pictures: dict[UUID, list[Image]] = {}
+    for row in rows.mappings():
+        image = Image(**{name: row[name] for name in IMAGE_COLUMNS})
+        pictures.setdefault(row["generation_id"], []).append(image)
+    return [_replace_images(generation, tuple(pictures.get(generation.id, ()))) for generation in found]
+
+
+def _replace_images(generation: Generation, pictures: tuple[Image, ...]) -> Generation:
+    return Generation(**{**generation.__dict__, "images": pictures})
+
+
+def _generation(row: Mapping[Any, Any], pictures: tuple[Image, ...] = ()) -> Generation:
+    return Generation(**{name: row[name] for name in _COLUMNS}, images=pictures)
+
+
+def _gauge(gauge: Mapping[str, Any], used: str) -> Gauge:
+    return Gauge(gauge["scope"], gauge["name"], gauge["maximum"], gauge[used], gauge["resets_in_seconds"])
+
+
+def _image_json(image: Image) -> dict[str, Any]:
+    columns = {name: getattr(image, name) for name in IMAGE_COLUMNS if name != "deleted_at"}
+    return {**columns, "sha256": image.sha256.hex()}

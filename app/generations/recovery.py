@@ -1,0 +1,75 @@
+"""Who finishes what a crash, a freeze or an outage left standing?
+
+The generations table is the queue and every process runs this; there is no broker and no leader. A row whose lease has
+run out is claimed by whoever comes first, and driven on by the same driver that the request would have used.
+"""
+
+import asyncio
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import structlog
+
+from app import telemetry
+from app.database.pool import Database
+from app.errors import AppError
+from app.generations import images, records
+from app.generations.driver import Driver
+from app.storage.base import Storage
+
+log = structlog.get_logger(__name__)
+
+_BATCH_MAX = 8
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """What one round did: generations claimed, those of them that ended, and deleted images erased from storage."""
+
+    claimed: int
+    ended: int
+    erased: int
+
+
+async def recover_once(
+    database: Database, driver: Driver, storages: Mapping[str, Storage], *, lease_seconds: float
+) -> Recovered:
+    """Claim one batch of generations whose lease has run out, drive each on, and erase what deletion left over.
+
+    A generation that can't be driven is logged and left to the next round. Raises DatabaseUnavailable.
+    """
+    async with database.statement() as connection:
+        claimed = await records.claim(connection, lease_seconds=lease_seconds, batch_max=_BATCH_MAX)
+    driven = await asyncio.gather(*(driver.drive(generation) for generation in claimed), return_exceptions=True)
+    ended = 0
+    for generation, outcome in zip(claimed, driven, strict=True):
+        if isinstance(outcome, BaseException):
+            log.error("recovery_failed", generation_id=str(generation.id), exc_info=outcome)
+            continue
+        telemetry.recovered_total.labels(outcome.state).inc()
+        ended += outcome.ended
+    erased = await images.erase_left_over(database, storages, batch_max=_BATCH_MAX)
+    if claimed or erased:
+        log.info("recovered", claimed=len(claimed), ended=ended, erased=erased)
+    return Recovered(len(claimed), ended, erased)
+
+
+async def recover_for_ever(
+    database: Database,
+    driver: Driver,
+    storages: Mapping[str, Storage],
+    *,
+    lease_seconds: float,
+    interval_seconds: float,
+) -> None:
+    """Recover at once and then about every `interval_seconds`, until cancelled. A full batch is followed at once."""
+    while True:
+        recovered = Recovered(0, 0, 0)
+        try:
+            recovered = await recover_once(database, driver, storages, lease_seconds=lease_seconds)
+        except AppError as error:
+            log.warning("recovery_postponed", code=error.code)
+        if recovered.claimed < _BATCH_MAX:
+            # Jitter keeps replicas that were started together from asking together.
+            await asyncio.sleep(interval_seconds * random.uniform(0.5, 1.5))  # noqa: S311

@@ -1,0 +1,190 @@
+"""How does a picture come from where upstream put it, or from its answer, to where it stays?"""
+
+import asyncio
+import hashlib
+import io
+import secrets
+import struct
+import time
+import warnings
+import zlib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import structlog
+from PIL import Image as Pillow
+from PIL import UnidentifiedImageError
+
+from app import telemetry
+from app.generations.records import Generation, Image
+from app.storage.base import CannotTell, ObjectMissing, Storage, StorageError
+from app.upstream.download import Downloader, DownloadError
+
+log = structlog.get_logger(__name__)
+
+# What upstream may send, by Pillow's name. SVG and HTML can run scripts in a browser; GIF and TIFF nobody asked for.
+_KINDS = {"PNG": ("image/png", "png"), "JPEG": ("image/jpeg", "jpg"), "WEBP": ("image/webp", "webp")}
+EXTENSIONS = tuple(extension for _, extension in _KINDS.values())
+
+_CHECK_THREADS = 2
+
+
+class NotAPicture(Exception):
+    """These bytes are no whole PNG, JPEG or WebP of an allowed size; the text says what is wrong."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Bytes that were found to be a whole picture of a known kind and size."""
+
+    body: bytes = field(repr=False)
+    content_type: str
+    extension: str
+    width: int
+    height: int
+
+    @property
+    def sha256(self) -> bytes:
+        return hashlib.sha256(self.body).digest()
+
+
+class RehostFailed(Exception):
+    """A picture could not be fetched, checked or stored this time. `final` tells that trying again is no use."""
+
+    def __init__(self, what: str, detail: str, *, final: bool = False) -> None:
+        self.what = what
+        self.final = final
+        super().__init__(f"{what}: {detail}")
+
+
+def inspect(body: bytes, *, pixels_max: int) -> Picture:
+    """Return what picture these bytes are. Raises NotAPicture; never decodes more pixels than `pixels_max`."""
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of large pictures before our own cap can speak; the cap is what counts.
+            warnings.simplefilter("ignore", Pillow.DecompressionBombWarning)
+            opened = Pillow.open(io.BytesIO(body), formats=list(_KINDS))
+        width, height = opened.size
+        if width * height > pixels_max:
+            raise NotAPicture(f"{width}x{height} is more than {pixels_max} pixels")
+        kind = opened.format
+        assert kind is not None
+        # verify() reads a PNG's checksums without decoding it; for the others it does nothing, so they are decoded.
+        opened.verify() if kind == "PNG" else opened.load()
+    except (UnidentifiedImageError, Pillow.DecompressionBombError, OSError, SyntaxError, ValueError, EOFError) as error:
+        raise NotAPicture(f"not a whole PNG, JPEG or WebP ({type(error).__name__})") from error
+    except (struct.error, zlib.error, IndexError, OverflowError) as error:
+        raise NotAPicture(f"a broken picture ({type(error).__name__})") from error
+    content_type, extension = _KINDS[kind]
+    return Picture(body, content_type, extension, width, height)
+
+
+class Rehost:
+    """Fetches, checks and stores pictures, a bounded number at a time. Opened once, closed at the end."""
+
+    def __init__(
+        self,
+        *,
+        downloader: Downloader,
+        home: Storage,
+        storages: Mapping[str, Storage],
+        pixels_max: int,
+        in_flight_max: int,
+    ) -> None:
+        self._downloader = downloader
+        self._home = home
+        self._storages = storages
+        self._pixels_max = pixels_max
+        # Each holds a picture in memory, up to the size cap: this bounds the bytes, whatever is in flight.
+        self._places = asyncio.Semaphore(in_flight_max)
+        # Decoding is CPU; beside the loop it would stall every other caller.
+        self._threads = ThreadPoolExecutor(_CHECK_THREADS, thread_name_prefix="picture")
+
+    async def keep(self, generation: Generation, sources: Sequence[str | bytes]) -> tuple[Image, ...]:
+        """Bring the picture behind each source, a URL or bytes, into storage, and say where each is.
+
+        Doing it again is fine: the keys are the generation's own, and the bytes are the same. Raises RehostFailed.
+        """
+        started = time.monotonic()
+        kept = tuple([await self._keep(generation, position, source) for position, source in enumerate(sources)])
+        telemetry.rehost_seconds.observe(time.monotonic() - started)
+        return kept
+
+    async def _keep(self, generation: Generation, position: int, source: str | bytes) -> Image:
+        async with self._places:
+            body = source if isinstance(source, bytes) else await self._fetch(source)
+            picture = await self._inspect(body)
+            key = f"{generation.storage_stem}-{position}.{picture.extension}"
+            try:
+                await self._home.put(key, picture.body, content_type=picture.content_type)
+            except StorageError as error:
+                raise RehostFailed("storage", str(error)) from error
+        return _image(picture, position, self._home.name, key)
+
+    async def _fetch(self, url: str) -> bytes:
+        try:
+            return await self._downloader.fetch(url)
+        except DownloadError as error:
+            raise RehostFailed("download", str(error), final=not error.retryable) from error
+
+    async def _inspect(self, body: bytes) -> Picture:
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._threads, lambda: inspect(body, pixels_max=self._pixels_max))
+        except NotAPicture as error:
+            raise RehostFailed("picture", str(error)) from error
+
+    async def find_kept(self, generation: Generation) -> tuple[Image, ...]:
+        """Return the pictures that are in storage under this generation's keys although its row doesn't say so.
+
+        They are read and checked, so what is returned is whole. Empty when there is none, or when storage can't tell:
+        S3 without the right to list answers 403 for what is missing, and that is no proof of absence. Raises
+        RehostFailed when a storage does not answer.
+        """
+        found = []
+        for position in range(generation.held_images):
+            image = await self._find_one(generation, position)
+            if image is None:
+                break
+            found.append(image)
+        return tuple(found)
+
+    async def _find_one(self, generation: Generation, position: int) -> Image | None:
+        for storage in self._storages.values():
+            for extension in EXTENSIONS:
+                key = f"{generation.storage_stem}-{position}.{extension}"
+                try:
+                    async with self._places:
+                        chunks = [chunk async for chunk in await storage.read(key)]
+                        picture = await self._inspect(b"".join(chunks))
+                except (ObjectMissing, CannotTell):
+                    continue
+                except StorageError as error:
+                    raise RehostFailed("storage", str(error)) from error
+                return _image(picture, position, storage.name, key)
+        return None
+
+    async def close(self) -> None:
+        """Let the threads go."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def new_image_id() -> str:
+    """Return a new id for a permanent URL: 128 random bits, too many to guess."""
+    return secrets.token_hex(16)
+
+
+def _image(picture: Picture, position: int, storage: str, key: str) -> Image:
+    return Image(
+        id=new_image_id(),
+        position=position,
+        storage=storage,
+        storage_key=key,
+        content_type=picture.content_type,
+        extension=picture.extension,
+        width=picture.width,
+        height=picture.height,
+        size_bytes=len(picture.body),
+        sha256=picture.sha256,
+    )

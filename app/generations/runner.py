@@ -1,0 +1,266 @@
+"""Which generations is this process running, and who waits for them?
+
+The work belongs to the process, not to the request: RESERVE, the paid call and the rehost run in a task of the
+runner's own, and a handler only waits for it. A client that leaves changes nothing.
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import structlog
+from uuid_utils.compat import uuid7
+
+from app import telemetry
+from app.accounts.budgets import Gauge
+from app.accounts.keys import Caller
+from app.database.pool import Database
+from app.errors import (
+    ApiKeyInvalid,
+    AppError,
+    BudgetSpent,
+    DatabaseUnavailable,
+    IdempotencyKeyReused,
+    InternalError,
+    NotFound,
+    Overloaded,
+    RateLimitExceeded,
+    TooManyInFlight,
+)
+from app.generations import records
+from app.generations.driver import Driver
+from app.generations.order import PricedOrder
+from app.generations.records import Generation, Held, Known, OverLimit
+
+log = structlog.get_logger(__name__)
+
+_POLL_SECONDS = 0.5
+_OVERLOADED_RETRY_SECONDS = 2
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An order that was taken. `gauges` are empty for a replay, which is charged nothing."""
+
+    generation_id: UUID
+    gauges: tuple[Gauge, ...] = ()
+    replayed: bool = False
+
+
+class Runner:
+    """The generations this process runs. Opened once; drained at the end."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        driver: Driver,
+        sandbox: bool,
+        storage_prefix: str,
+        pending_lease_seconds: float,
+        in_flight_max: int,
+    ) -> None:
+        self._database = database
+        self._driver = driver
+        self._sandbox = sandbox
+        self._storage_prefix = storage_prefix
+        self._pending_lease_seconds = pending_lease_seconds
+        self._slots_free = in_flight_max
+        self._running: dict[UUID, asyncio.Task[Any]] = {}
+        self._owned: set[asyncio.Task[Any]] = set()
+        self._draining = False
+
+    async def place(
+        self, caller: Caller, order: PricedOrder, *, idempotency_key: str | None = None, request_id: str | None = None
+    ) -> Placed:
+        """Hold the price and start a generation, or find the one that this Idempotency-Key named before.
+
+        Returns once the price is held. Raises BudgetSpent, RateLimitExceeded, TooManyInFlight, ApiKeyInvalid,
+        IdempotencyKeyReused, Overloaded or DatabaseUnavailable, and then nothing is held.
+        """
+        if self._slots_free <= 0 or self._draining:
+            # A replay needs no slot: its work is done, or has one.
+            if idempotency_key and (known := await self._known(caller, order, idempotency_key)):
+                return known
+            raise Overloaded(retry_after_seconds=_OVERLOADED_RETRY_SECONDS)
+        self._slots_free -= 1
+        placed: asyncio.Future[Placed] = asyncio.get_running_loop().create_future()
+        # The handler may be gone when this is set; asyncio would then complain of an error that nobody fetched.
+        placed.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._own(self._reserve_and_drive(placed, caller, order, idempotency_key, request_id))
+        return await asyncio.shield(placed)
+
+    async def wait(self, generation_id: UUID, user_id: UUID, *, seconds: float | None) -> Generation:
+        """Return a generation of this user once it has ended, or as it stands after `seconds`.
+
+        None waits as long as its runner works on it; one that was left to recovery is returned as it stands. Raises
+        NotFound for another user's, as for one that never was.
+        """
+        deadline = None if seconds is None else time.monotonic() + seconds
+        task = self._running.get(generation_id)
+        if task is not None:
+            await asyncio.wait({task}, timeout=seconds)
+            if task.done() and (driven := _result(task)).user_id == user_id:
+                return driven
+        while True:
+            async with self._database.statement() as connection:
+                generation = await records.find(connection, generation_id, user_id=user_id)
+            if generation is None:
+                raise NotFound("There is no such generation.")
+            remaining_seconds = _POLL_SECONDS if deadline is None else deadline - time.monotonic()
+            left_to_recovery = deadline is None and generation.attempts > 0
+            if generation.ended or left_to_recovery or remaining_seconds <= 0:
+                return generation
+            await asyncio.sleep(min(_POLL_SECONDS, remaining_seconds))
+
+    async def drain(self, *, seconds: float, stop_now: Callable[[], bool] = lambda: False) -> None:
+        """Take no more orders and wait for what is running, up to `seconds` or until `stop_now` says so.
+
+        What is cut off then is visible: recovery finds its rows when their leases run out.
+        """
+        self._draining = True
+        deadline = time.monotonic() + seconds
+        if self._owned:
+            log.info("draining", generations=len(self._owned))
+        while self._owned and time.monotonic() < deadline and not stop_now():
+            await asyncio.wait(set(self._owned), timeout=0.1)
+        cut_off = set(self._owned)
+        for task in cut_off:
+            task.cancel()
+        if cut_off:
+            log.warning("drain_cut_off", generations=len(cut_off))
+            await asyncio.wait(cut_off, timeout=5)
+
+    async def _known(self, caller: Caller, order: PricedOrder, idempotency_key: str) -> Placed | None:
+        async with self._database.statement() as connection:
+            found = await records.find_keyed(connection, caller.user_id, idempotency_key)
+        return _replay(Known(found[0], found[1] == order.digest)) if found else None
+
+    async def _reserve_and_drive(
+        self,
+        placed: asyncio.Future[Placed],
+        caller: Caller,
+        order: PricedOrder,
+        idempotency_key: str | None,
+        request_id: str | None,
+    ) -> Generation | None:
+        try:
+            held = await self._reserve_for(placed, caller, order, idempotency_key, request_id)
+            return await self._drive(held) if held else None
+        finally:
+            self._slots_free += 1
+
+    async def _reserve_for(
+        self,
+        placed: asyncio.Future[Placed],
+        caller: Caller,
+        order: PricedOrder,
+        idempotency_key: str | None,
+        request_id: str | None,
+    ) -> Generation | None:
+        """RESERVE, and tell `placed` how it went. Returns what is to be driven; None when nothing is."""
+        try:
+            answer = await self._reserve(caller, order, idempotency_key, request_id)
+            if isinstance(answer, Held):
+                task = asyncio.current_task()
+                assert task is not None
+                self._running[answer.generation.id] = task
+                placed.set_result(Placed(answer.generation.id, answer.gauges))
+                return answer.generation
+            if isinstance(answer, Known):
+                placed.set_result(_replay(answer))
+                return None
+            raise _refusal(answer) if isinstance(answer, OverLimit) else ApiKeyInvalid
+        except AppError as error:
+            placed.set_exception(error)
+            return None
+        except BaseException:
+            placed.set_exception(InternalError())
+            raise
+
+    async def _reserve(
+        self, caller: Caller, order: PricedOrder, idempotency_key: str | None, request_id: str | None
+    ) -> Held | Known | OverLimit | records.KeyNotLive:
+        generation_id = uuid7()
+        try:
+            async with self._database.statement() as connection:
+                return await records.reserve(
+                    connection,
+                    generation_id=generation_id,
+                    caller=caller,
+                    order=order,
+                    sandbox=self._sandbox,
+                    storage_stem=f"{self._storage_prefix}{datetime.now(UTC):%Y/%m/%d}/{secrets.token_hex(16)}",
+                    lease_seconds=self._pending_lease_seconds,
+                    idempotency_key=idempotency_key,
+                    request_id=request_id,
+                )
+        except DatabaseUnavailable:
+            self._own(self._driver.give_back_unsent(generation_id))
+            raise
+
+    async def _drive(self, generation: Generation) -> Generation:
+        telemetry.generations_in_flight.inc()
+        try:
+            return await self._driver.drive(generation)
+        finally:
+            telemetry.generations_in_flight.dec()
+            del self._running[generation.id]
+
+    def _own(self, work: Coroutine[Any, Any, Generation | None]) -> None:
+        task = asyncio.create_task(work)
+        self._owned.add(task)
+        task.add_done_callback(self._disown)
+
+    def _disown(self, task: asyncio.Task[Any]) -> None:
+        self._owned.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("generation_crashed", exc_info=error)
+
+
+def _result(task: asyncio.Task[Any]) -> Generation:
+    error = None if task.cancelled() else task.exception()
+    if isinstance(error, AppError):
+        raise error
+    if task.cancelled() or error is not None:
+        raise InternalError from error
+    generation = task.result()
+    assert isinstance(generation, Generation), "only a driven generation is waited for"
+    return generation
+
+
+def _replay(known: Known) -> Placed:
+    if not known.same_order:
+        raise IdempotencyKeyReused(parameter="Idempotency-Key")
+    return Placed(known.generation_id, replayed=True)
+
+
+def _refusal(over: OverLimit) -> AppError:
+    gauge = over.gauge
+    telemetry.refusals_total.labels("over_limit", gauge.name).inc()
+    scope = gauge.scope.partition(":")[0]
+    details = {"limit": gauge.name, "scope": scope, "maximum": gauge.maximum, "gauges": over.gauges}
+    whose = {"all": "This installation's", "key": "This API key's", "user": "Your"}[scope]
+    if gauge.name == "in_flight":
+        message = f"{whose} limit of {gauge.maximum} generations in flight is reached. Try again when one has ended."
+        return TooManyInFlight(message, retry_after_seconds=gauge.resets_in_seconds, details=details)
+    if gauge.name == "requests_per_minute":
+        message = f"{whose} limit of {gauge.maximum} orders a minute is reached."
+        return RateLimitExceeded(message, retry_after_seconds=min(60, gauge.resets_in_seconds or 60), details=details)
+    what = {
+        "images_per_day": f"{gauge.maximum} images a day",
+        "images_per_month": f"{gauge.maximum} images a month",
+        "images_total": f"{gauge.maximum} images in total",
+        "micros_per_month": f"{gauge.maximum / 1_000_000:.2f} USD a month",
+    }[gauge.name]
+    when = "" if gauge.resets_in_seconds is None else " It begins anew at the next UTC midnight."
+    if gauge.name.endswith("_month"):
+        when = " It begins anew on the first of next month, UTC."
+    return BudgetSpent(
+        f"{whose} budget of {what} is used up.{when}", retry_after_seconds=gauge.resets_in_seconds, details=details
+    )

@@ -1,0 +1,239 @@
+"""Does the driver take a generation from wherever it stands to its end, and send an order once at most?
+
+Each test puts a row where a crash could have left it and lets a driver of its own run out its lease.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from PIL import Image as Pillow
+from sqlalchemy import text
+
+from app.accounts import budgets
+from app.accounts.keys import Caller
+from app.database.pool import Database
+from app.generations import records
+from app.generations.driver import Driver, Leases
+from app.generations.records import Generation, Held, Move
+from app.generations.recovery import recover_once
+from app.generations.rehost import Rehost
+from app.storage.folder import FolderStorage
+from app.upstream.catalog import load_catalog
+from app.upstream.client import Upstream
+from app.upstream.download import Downloader
+from tests.makers import PRICE_MICROS, make_caller, make_order, reserve
+from tests.sandbox_server import RunningSandbox
+
+pytestmark = pytest.mark.anyio
+
+
+@dataclass(frozen=True)
+class Parts:
+    database: Database
+    storage: FolderStorage
+    upstream: Upstream
+    driver: Driver
+    caller: Caller
+
+    async def reserve(self, prompt: str = "a cat", *, lease_seconds: float = 60) -> Generation:
+        async with self.database.statement() as connection:
+            held = await reserve(connection, self.caller, make_order(prompt), lease_seconds=lease_seconds)
+        assert isinstance(held, Held)
+        return held.generation
+
+    async def move(self, generation: Generation, to: Move) -> Generation:
+        async with self.database.statement() as connection:
+            moved = await records.move(connection, generation.id, to)
+        assert moved is not None
+        return moved
+
+    async def recover(self) -> Generation:
+        """Let recovery run once over the one row whose lease has run out, and return that row."""
+        async with self.database.statement() as connection:
+            await connection.execute(
+                text("UPDATE generations SET lease_until = now() - interval '1 s' WHERE lease_until IS NOT NULL")
+            )
+        await recover_once(self.database, self.driver, {"folder": self.storage}, lease_seconds=60)
+        async with self.database.statement() as connection:
+            (generation,) = await records.page(connection, limit=2)
+            assert await budgets.differences(connection) == []
+        return generation
+
+
+@pytest.fixture
+async def parts(database_url: str, sandbox: RunningSandbox, tmp_path: Path) -> AsyncIterator[Parts]:
+    database = Database(database_url, connections_max=5, timeout_seconds=10)
+    storage = FolderStorage(tmp_path / "images")
+    upstream = Upstream(
+        base_url=sandbox.url,
+        api_key="a-key",
+        connect_timeout_seconds=5,
+        read_timeout_seconds=10,
+        total_timeout_seconds=10,
+    )
+    downloader = Downloader(allow_loopback_http=True, timeout_seconds=5)
+    rehost = Rehost(
+        downloader=downloader, home=storage, storages={"folder": storage}, pixels_max=10**8, in_flight_max=4
+    )
+    leases = Leases(pending_seconds=2, generated_seconds=2, source_lifetime_seconds=3600)
+    driver = Driver(database=database, upstream=upstream, catalog=load_catalog(None), rehost=rehost, leases=leases)
+    async with database.transaction() as tx:
+        caller = await make_caller(tx)
+        await budgets.set_limits(tx, f"user:{caller.user_id}", {"images_total_max": 100})
+        await budgets.set_limits(tx, "all", {"images_total_max": 100})
+    yield Parts(database, storage, upstream, driver, caller)
+    await rehost.close()
+    await downloader.close()
+    await upstream.close()
+    await storage.close()
+    await database.close()
+
+
+def _png() -> bytes:
+    target = BytesIO()
+    Pillow.new("RGB", (64, 64), "teal").save(target, "PNG")
+    return target.getvalue()
+
+
+async def test_a_fresh_order_is_sent_once_and_completes(parts: Parts, sandbox: RunningSandbox) -> None:
+    ended = await parts.driver.drive(await parts.reserve())
+
+    assert ended.state == "completed"
+    assert (ended.settled_images, ended.settled_micros) == (1, PRICE_MICROS)
+    assert sandbox.witness()["asked"] == 1
+
+
+async def test_a_pending_row_of_a_dead_runner_is_never_sent_and_ends_unknown_with_its_hold(
+    parts: Parts, sandbox: RunningSandbox
+) -> None:
+    await parts.reserve()
+
+    ended = await parts.recover()
+
+    assert ended.state == "unknown"
+    assert ended.settled_micros is None
+    assert sandbox.witness()["asked"] == 0
+
+
+async def test_a_pending_row_whose_picture_is_stored_completes(parts: Parts, sandbox: RunningSandbox) -> None:
+    generation = await parts.reserve()
+    await parts.storage.put(f"{generation.storage_stem}-0.png", _png(), content_type="image/png")
+
+    ended = await parts.recover()
+
+    assert ended.state == "completed"
+    assert ended.images[0].storage_key == f"{generation.storage_stem}-0.png"
+    assert (ended.images[0].width, ended.images[0].size_bytes) == (64, len(_png()))
+    assert sandbox.witness()["asked"] == 0
+
+
+async def test_a_generated_row_gets_its_image_without_being_sent_again(parts: Parts, sandbox: RunningSandbox) -> None:
+    generation = await parts.reserve("a cat [[picture flaky 1]]")
+    sources = await _source_urls(parts, generation)
+    asked_before = sandbox.witness()["asked"]
+    await parts.move(generation, Move("generated", leaving=("pending",), source_urls=sources, lease_seconds=60))
+
+    ended = await parts.recover()
+
+    assert ended.state == "completed"
+    assert ended.source_urls is None
+    assert sandbox.witness()["asked"] == asked_before
+
+
+async def test_a_generated_row_whose_source_has_expired_is_lost_and_its_user_is_given_back(parts: Parts) -> None:
+    generation = await parts.reserve("a cat [[picture missing]]")
+    sources = await _source_urls(parts, generation)
+    await parts.move(
+        generation,
+        Move("generated", leaving=("pending",), source_urls=sources, source_lifetime_seconds=-1, lease_seconds=60),
+    )
+
+    ended = await parts.recover()
+
+    assert (ended.state, ended.failure_code) == ("lost", "image_unavailable")
+    async with parts.database.statement() as connection:
+        used = {gauge.scope.partition(":")[0]: gauge.used for gauge in await _all_gauges(connection)}
+    assert used == {"user": 0, "all": 1}
+
+
+async def test_a_generated_row_whose_source_lives_but_does_not_answer_stays_for_the_next_round(parts: Parts) -> None:
+    generation = await parts.reserve("a cat [[picture status 503]]")
+    sources = await _source_urls(parts, generation)
+    await parts.move(generation, Move("generated", leaving=("pending",), source_urls=sources, lease_seconds=60))
+
+    left = await parts.recover()
+
+    assert left.state == "generated"
+    assert left.attempts == 1
+    assert left.lease_until is not None
+
+
+async def test_an_answer_that_comes_after_recovery_gave_up_still_counts(parts: Parts, sandbox: RunningSandbox) -> None:
+    generation = await parts.reserve("a cat [[delay 1]]")
+    late = asyncio.create_task(parts.driver.drive(generation))
+    while sandbox.witness()["asked"] == 0:
+        await asyncio.sleep(0.02)
+    assert (await parts.recover()).state == "unknown"
+
+    ended = await late
+
+    assert ended.state == "completed"
+    assert sandbox.witness()["asked"] == 1
+    async with parts.database.statement() as connection:
+        assert await budgets.differences(connection) == []
+
+
+@pytest.mark.parametrize(("billed", "state", "settled_micros"), [(True, "lost", PRICE_MICROS), (False, "failed", 0)])
+async def test_an_unknown_row_is_resolved_by_a_persons_word(
+    parts: Parts, billed: bool, state: str, settled_micros: int
+) -> None:
+    await parts.reserve()
+    unknown = await parts.recover()
+
+    resolved = await parts.driver.resolve(unknown, billed=billed)
+
+    assert resolved is not None
+    assert (resolved.state, resolved.settled_micros) == (state, settled_micros)
+
+
+async def test_a_picture_in_storage_outranks_the_word_that_nothing_was_billed(parts: Parts) -> None:
+    generation = await parts.reserve()
+    unknown = await parts.recover()
+    await parts.storage.put(f"{generation.storage_stem}-0.png", _png(), content_type="image/png")
+
+    resolved = await parts.driver.resolve(unknown, billed=False)
+
+    assert resolved is not None
+    assert resolved.state == "completed"
+
+
+async def test_two_recoveries_at_once_claim_a_row_once(parts: Parts) -> None:
+    for _ in range(6):
+        await parts.reserve(lease_seconds=-1)
+
+    async def claim() -> int:
+        async with parts.database.statement() as connection:
+            return len(await records.claim(connection, lease_seconds=60, batch_max=8))
+
+    counts = await asyncio.gather(claim(), claim(), claim())
+
+    assert sum(counts) == 6
+
+
+async def _source_urls(parts: Parts, generation: Generation) -> list[str]:
+    """Let upstream make the picture, as the runner that died had done, and return where it waits."""
+    model = load_catalog(None).find(generation.model)
+    assert model is not None
+    outcome = await parts.upstream.generate(
+        model=model, prompt=generation.prompt or "", size=generation.size, quality=generation.quality, n=1
+    )
+    return [source.url for source in outcome.sources]  # type: ignore[union-attr]
+
+
+async def _all_gauges(connection: object) -> list[budgets.Gauge]:
+    scopes = [row["scope"] for row in (await connection.execute(text("SELECT scope FROM budgets"))).mappings()]  # type: ignore[attr-defined]
+    return list(await budgets.gauges_of(connection, scopes))  # type: ignore[arg-type]

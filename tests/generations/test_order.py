@@ -1,0 +1,75 @@
+"""Which orders does the catalog allow, and at what price?"""
+
+from dataclasses import replace
+
+import pytest
+
+from app.errors import InvalidValue, ModelNotFound, UnsupportedParameter
+from app.generations.order import Order, check
+from app.upstream.catalog import Catalog, load_catalog
+
+CATALOG = load_catalog(None)
+
+
+def test_what_is_left_out_is_as_usual_for_the_model() -> None:
+    order = check(Order("a cat"), CATALOG)
+
+    assert (order.model.name, order.size, order.quality, order.n) == ("dall-e-3", "1024x1024", "standard", 1)
+
+
+@pytest.mark.parametrize(
+    ("size", "quality", "cost_micros"),
+    [
+        ("1024x1024", "standard", 10_000),
+        ("1792x1024", "standard", 20_000),
+        ("1024x1792", "standard", 20_000),
+        ("1024x1024", "hd", 20_000),
+        ("1792x1024", "hd", 30_000),
+        ("1024x1792", "hd", 30_000),
+    ],
+)
+def test_an_order_is_priced_by_size_and_quality(size: str, quality: str, cost_micros: int) -> None:
+    assert check(Order("a cat", size=size, quality=quality), CATALOG).cost_micros == cost_micros
+
+
+def test_a_size_without_a_price_is_refused_and_never_free() -> None:
+    model = replace(CATALOG.models[0], prices={("1792x1024", "standard"): 20_000})
+
+    with pytest.raises(InvalidValue, match="no price"):
+        check(Order("a cat"), Catalog((model,), model.name))
+
+
+@pytest.mark.parametrize(
+    ("order", "error", "parameter"),
+    [
+        (Order("a cat", model="dall-e-9"), ModelNotFound, "model"),
+        (Order("a cat", size="512x512"), InvalidValue, "size"),
+        (Order("a cat", quality="ultra"), InvalidValue, "quality"),
+        (Order("a cat", n=2), UnsupportedParameter, "n"),
+        (Order("a cat", n=0), InvalidValue, "n"),
+        (Order(""), InvalidValue, "prompt"),
+        (Order(" \n"), InvalidValue, "prompt"),
+        (Order("a\x00cat"), InvalidValue, "prompt"),
+        (Order("a\x1bcat"), InvalidValue, "prompt"),
+        (Order("a" * 4001), InvalidValue, "prompt"),
+    ],
+)
+def test_what_the_catalog_does_not_allow_is_refused_by_parameter(
+    order: Order, error: type[InvalidValue], parameter: str
+) -> None:
+    with pytest.raises(error) as refused:
+        check(order, CATALOG)
+
+    assert refused.value.parameter == parameter
+
+
+def test_a_prompt_is_measured_in_characters_not_in_bytes() -> None:
+    assert len(check(Order("🦊" * 4000), CATALOG).prompt) == 4000
+
+
+def test_equal_orders_have_equal_digests_and_others_do_not() -> None:
+    usual = check(Order("a cat"), CATALOG)
+
+    assert usual.digest == check(Order("a cat", size="1024x1024", model="dall-e-3"), CATALOG).digest
+    assert usual.digest != check(Order("a cat", size="1792x1024"), CATALOG).digest
+    assert usual.digest != check(Order("a cat "), CATALOG).digest
