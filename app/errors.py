@@ -197,7 +197,7 @@ class UpstreamFailed(AppError):
 
 
 class ImageUnavailable(AppError):
-    """The image was made, but could not be fetched before its source expired. You were not charged."""
+    """The image was made, but no whole picture could be fetched from its source. You were not charged."""
 
     status, code, should_retry = 502, "image_unavailable", False
 

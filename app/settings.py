@@ -3,10 +3,10 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -15,6 +15,8 @@ from pydantic_settings import (
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 SECRETS = ("tt_api_key", "database_url")
 
@@ -33,10 +35,14 @@ class SettingsError(Exception):
 class Settings(BaseSettings):
     """Every setting of Imagekeep. A variable is a field's name in capitals; docs/configuration.md explains each.
 
-    Secrets are also read from the file that `<VARIABLE>_FILE` names. An empty variable counts as not set.
+    Secrets are also read from the file that `<VARIABLE>_FILE` names. An empty variable counts as not set. Where two
+    settings must fit together, the later field's validator looks at the earlier one: a check of the whole would be
+    skipped as soon as one field is wrong, and its fault told only at the next try.
     """
 
-    model_config = SettingsConfigDict(env_file_encoding="utf-8", env_ignore_empty=True, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_file_encoding="utf-8", env_ignore_empty=True, extra="ignore", frozen=True, allow_inf_nan=False
+    )
 
     # Who makes the images
     tt_api_key: SecretStr | None = None
@@ -63,8 +69,8 @@ class Settings(BaseSettings):
     s3_path_style: bool = False
 
     # How callers reach us
-    public_url: str | None = None
     bind_host: str = "127.0.0.1"
+    public_url: str | None = None
     port: int = Field(8080, ge=1, le=65535)
     workers: int = Field(1, ge=1, le=64)
     cors_origins: str = ""
@@ -102,6 +108,13 @@ class Settings(BaseSettings):
         files = _SecretFiles(settings_cls, {**dotenv_settings.env_vars, **env_settings.env_vars})
         return init_settings, env_settings, files, dotenv_settings
 
+    @field_validator(*SECRETS, mode="before")
+    @classmethod
+    def _read(cls, value: object) -> object:
+        if isinstance(value, _UnreadableFile):
+            raise value
+        return value
+
     @field_validator("tt_api_key")
     @classmethod
     def _one_line(cls, value: SecretStr | None) -> SecretStr | None:
@@ -118,7 +131,13 @@ class Settings(BaseSettings):
         scheme, separator, rest = value.get_secret_value().partition("://")
         if not separator or scheme not in ("postgres", "postgresql", "postgresql+psycopg") or not rest:
             raise ValueError("must be postgresql://user:password@host:port/database")
-        return SecretStr(f"postgresql+psycopg://{rest}")
+        url = f"postgresql+psycopg://{rest}"
+        try:
+            make_url(url)
+        except (ArgumentError, ValueError):
+            # Its own words could repeat the password.
+            raise ValueError("must be postgresql://user:password@host:port/database") from None
+        return SecretStr(url)
 
     @field_validator("tt_api_base_url", "public_url", "s3_endpoint_url", "s3_public_base_url")
     @classmethod
@@ -156,25 +175,35 @@ class Settings(BaseSettings):
                 raise ValueError("must be origins like https://app.example.com, with commas between and no path")
         return value
 
-    @model_validator(mode="after")
-    def _together(self) -> Self:
-        faults: dict[str, str] = {}
-        if self.public_url is None and self.bind_host not in _LOOPBACK:
-            faults["PUBLIC_URL"] = f"is needed when BIND_HOST is {self.bind_host}: permanent URLs begin with it"
-        if self.pending_lease_seconds <= self.upstream_timeout_seconds:
-            faults["PENDING_LEASE_SECONDS"] = "must be longer than UPSTREAM_TIMEOUT_SECONDS"
-        if self.s3_bucket is None:
-            for name in ("s3_endpoint_url", "s3_public_base_url", "s3_prefix"):
-                if getattr(self, name):
-                    faults[name.upper()] = "is set, but S3_BUCKET is not"
-        if self.tt_api_key and not self.tt_api_base_url.startswith("https://") and not self._upstream_is_loopback():
-            faults["TT_API_BASE_URL"] = "must be https:// (the key would cross the network in the clear)"
-        if faults:
-            raise _Faults(faults)
-        return self
+    @field_validator("public_url")
+    @classmethod
+    def _known_to_callers(cls, value: str | None, others: ValidationInfo) -> str | None:
+        bind_host = others.data.get("bind_host", "localhost")
+        if value is None and bind_host not in _LOOPBACK:
+            raise ValueError(f"is needed when BIND_HOST is {bind_host}: permanent URLs begin with it")
+        return value
 
-    def _upstream_is_loopback(self) -> bool:
-        return urlsplit(self.tt_api_base_url).hostname in _LOOPBACK
+    @field_validator("pending_lease_seconds")
+    @classmethod
+    def _beyond_the_call(cls, value: float, others: ValidationInfo) -> float:
+        if value <= others.data.get("upstream_timeout_seconds", 0):
+            raise ValueError("must be longer than UPSTREAM_TIMEOUT_SECONDS")
+        return value
+
+    @field_validator("s3_endpoint_url", "s3_public_base_url", "s3_prefix")
+    @classmethod
+    def _of_a_bucket(cls, value: str | None, others: ValidationInfo) -> str | None:
+        if value and others.data.get("s3_bucket") is None:
+            raise ValueError("is set, but S3_BUCKET is not")
+        return value
+
+    @field_validator("tt_api_base_url")
+    @classmethod
+    def _safe_for_the_key(cls, value: str, others: ValidationInfo) -> str:
+        parts = urlsplit(value)
+        if others.data.get("tt_api_key") and parts.scheme != "https" and parts.hostname not in _LOOPBACK:
+            raise ValueError("must be https:// (the key would cross the network in the clear)")
+        return value
 
     def resolved_public_url(self) -> str:
         """Return what permanent URLs begin with, without a slash at the end. Never taken from a request."""
@@ -190,16 +219,12 @@ class Settings(BaseSettings):
     def secrets(self) -> tuple[str, ...]:
         """Return the plain secrets, for the redactor alone."""
         held = [value.get_secret_value() for name in SECRETS if (value := getattr(self, name)) is not None]
-        passwords = [password for value in held if "://" in value and (password := urlsplit(value).password)]
-        return tuple(held + passwords)
+        password = make_url(self.database_url.get_secret_value()).password if self.database_url else None
+        return (*held, password) if password else tuple(held)
 
 
-class _Faults(ValueError):
-    """Faults that no single field has; carried through pydantic by variable name."""
-
-    def __init__(self, faults: Mapping[str, str]) -> None:
-        self.faults = faults
-        super().__init__("settings do not fit together")
+class _UnreadableFile(ValueError):
+    """Stands in for the secret that a file should have held, until its field is checked with all the others."""
 
 
 class _SecretFiles(PydanticBaseSettingsSource):
@@ -216,7 +241,7 @@ class _SecretFiles(PydanticBaseSettingsSource):
         try:
             return Path(path).read_text(encoding="utf-8").strip() or None, field_name, False
         except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError({f"{field_name.upper()}_FILE": f"can't be read: {type(error).__name__}"}) from error
+            return _UnreadableFile(f"can't be read: {type(error).__name__}"), field_name, False
 
     def __call__(self) -> dict[str, Any]:
         fields = self.settings_cls.model_fields
@@ -241,9 +266,8 @@ def _faults_of(error: ValidationError) -> dict[str, str]:
     faults: dict[str, str] = {}
     for entry in error.errors(include_input=False, include_url=False):
         cause = entry.get("ctx", {}).get("error")
-        if isinstance(cause, _Faults):
-            faults.update(cause.faults)
-        else:
-            variable = str(entry["loc"][0]).upper() if entry["loc"] else "settings"
-            faults[variable] = str(cause) if cause else entry["msg"]
+        variable = str(entry["loc"][0]).upper() if entry["loc"] else "settings"
+        if isinstance(cause, _UnreadableFile):
+            variable += "_FILE"
+        faults[variable] = str(cause) if cause else entry["msg"]
     return faults

@@ -1,4 +1,4 @@
-"""Alembic's entry: runs the migrations on the connection it is handed, or on DATABASE_URL for a developer's revision."""
+"""Alembic's entry: migrates the connection it is handed, or DATABASE_URL for a developer who writes a revision."""
 
 import os
 

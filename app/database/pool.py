@@ -10,6 +10,8 @@ from app.errors import DatabaseUnavailable
 
 # A statement that outlives its caller's patience holds a row lock that others queue for.
 _LOCK_SHARE = 0.5
+# What a standby answers that was not promoted yet: for an order, as good as away.
+_READ_ONLY = "25006"
 
 
 class Database:
@@ -68,5 +70,7 @@ class _translated:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if isinstance(error, sqlalchemy.exc.TimeoutError | sqlalchemy.exc.OperationalError):
             raise DatabaseUnavailable(retry_after_seconds=2) from error
-        if isinstance(error, sqlalchemy.exc.DBAPIError) and error.connection_invalidated:
+        if isinstance(error, sqlalchemy.exc.DBAPIError) and (
+            error.connection_invalidated or getattr(error.orig, "sqlstate", None) == _READ_ONLY
+        ):
             raise DatabaseUnavailable(retry_after_seconds=2) from error

@@ -236,9 +236,11 @@ moved AS (
 ),
 pictures AS (
     INSERT INTO images (id, generation_id, position, storage, storage_key, content_type, extension, width, height,
-        size_bytes, sha256)
+        size_bytes, sha256, deleted_at)
     SELECT x.id, m.id, x.position, x.storage, x.storage_key, x.content_type, x.extension, x.width, x.height,
-        x.size_bytes, decode(x.sha256, 'hex')
+        x.size_bytes, decode(x.sha256, 'hex'),
+        -- Deleted while it was unknown: what turns up then is to be erased, and its URL answers 410.
+        m.deleted_at
     FROM moved m CROSS JOIN jsonb_to_recordset(CAST(:images AS jsonb)) AS x(id text, position smallint, storage text,
         storage_key text, content_type text, extension text, width int, height int, size_bytes bigint, sha256 text)
 )

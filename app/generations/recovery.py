@@ -70,6 +70,9 @@ async def recover_for_ever(
             recovered = await recover_once(database, driver, storages, lease_seconds=lease_seconds)
         except AppError as error:
             log.warning("recovery_postponed", code=error.code)
+        except Exception:
+            # It ran unguarded once: the first error nobody foresaw ended recovery for good, without a word.
+            log.exception("recovery_round_failed")
         if recovered.claimed < _BATCH_MAX:
             # Jitter keeps replicas that were started together from asking together.
             await asyncio.sleep(interval_seconds * random.uniform(0.5, 1.5))  # noqa: S311

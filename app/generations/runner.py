@@ -71,7 +71,8 @@ class Runner:
         self._storage_prefix = storage_prefix
         self._pending_lease_seconds = pending_lease_seconds
         self._slots_free = in_flight_max
-        self._running: dict[UUID, asyncio.Task[Any]] = {}
+        # By user too: a waiter must not learn from the time it takes that somebody else's generation exists.
+        self._running: dict[tuple[UUID, UUID], asyncio.Task[Any]] = {}
         self._owned: set[asyncio.Task[Any]] = set()
         self._draining = False
 
@@ -87,6 +88,7 @@ class Runner:
             # A replay needs no slot: its work is done, or has one.
             if idempotency_key and (known := await self._known(caller, order, idempotency_key)):
                 return known
+            telemetry.refusals_total.labels(Overloaded.code, "").inc()
             raise Overloaded(retry_after_seconds=_OVERLOADED_RETRY_SECONDS)
         self._slots_free -= 1
         placed: asyncio.Future[Placed] = asyncio.get_running_loop().create_future()
@@ -102,11 +104,11 @@ class Runner:
         NotFound for another user's, as for one that never was.
         """
         deadline = None if seconds is None else time.monotonic() + seconds
-        task = self._running.get(generation_id)
+        task = self._running.get((user_id, generation_id))
         if task is not None:
             await asyncio.wait({task}, timeout=seconds)
-            if task.done() and (driven := _result(task)).user_id == user_id:
-                return driven
+            if task.done():
+                return _result(task)
         while True:
             async with self._database.statement() as connection:
                 generation = await records.find(connection, generation_id, user_id=user_id)
@@ -169,7 +171,7 @@ class Runner:
             if isinstance(answer, Held):
                 task = asyncio.current_task()
                 assert task is not None
-                self._running[answer.generation.id] = task
+                self._running[answer.generation.user_id, answer.generation.id] = task
                 placed.set_result(Placed(answer.generation.id, answer.gauges))
                 return answer.generation
             if isinstance(answer, Known):
@@ -177,6 +179,7 @@ class Runner:
                 return None
             raise _refusal(answer) if isinstance(answer, OverLimit) else ApiKeyInvalid
         except AppError as error:
+            telemetry.refusals_total.labels(error.code, error.details.get("limit", "")).inc()
             placed.set_exception(error)
             return None
         except BaseException:
@@ -210,7 +213,7 @@ class Runner:
             return await self._driver.drive(generation)
         finally:
             telemetry.generations_in_flight.dec()
-            del self._running[generation.id]
+            del self._running[generation.user_id, generation.id]
 
     def _own(self, work: Coroutine[Any, Any, Generation | None]) -> None:
         task = asyncio.create_task(work)
@@ -242,9 +245,8 @@ def _replay(known: Known) -> Placed:
 
 def _refusal(over: OverLimit) -> AppError:
     gauge = over.gauge
-    telemetry.refusals_total.labels("over_limit", gauge.name).inc()
     scope = gauge.scope.partition(":")[0]
-    details = {"limit": gauge.name, "scope": scope, "maximum": gauge.maximum, "gauges": over.gauges}
+    details = {"limit": gauge.name, "scope": scope, "maximum": gauge.maximum}
     whose = {"all": "This installation's", "key": "This API key's", "user": "Your"}[scope]
     if gauge.name == "in_flight":
         message = f"{whose} limit of {gauge.maximum} generations in flight is reached. Try again when one has ended."
@@ -253,14 +255,14 @@ def _refusal(over: OverLimit) -> AppError:
         message = f"{whose} limit of {gauge.maximum} orders a minute is reached."
         return RateLimitExceeded(message, retry_after_seconds=min(60, gauge.resets_in_seconds or 60), details=details)
     what = {
-        "images_per_day": f"{gauge.maximum} images a day",
-        "images_per_month": f"{gauge.maximum} images a month",
-        "images_total": f"{gauge.maximum} images in total",
-        "micros_per_month": f"{gauge.maximum / 1_000_000:.2f} USD a month",
+        "images_per_day": f"images a day: {gauge.maximum}",
+        "images_per_month": f"images a month: {gauge.maximum}",
+        "images_total": f"images in total: {gauge.maximum}",
+        "micros_per_month": f"USD a month: {gauge.maximum / 1_000_000:.2f}",
     }[gauge.name]
     when = "" if gauge.resets_in_seconds is None else " It begins anew at the next UTC midnight."
     if gauge.name.endswith("_month"):
         when = " It begins anew on the first of next month, UTC."
     return BudgetSpent(
-        f"{whose} budget of {what} is used up.{when}", retry_after_seconds=gauge.resets_in_seconds, details=details
+        f"{whose} budget is used up ({what}).{when}", retry_after_seconds=gauge.resets_in_seconds, details=details
     )

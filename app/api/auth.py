@@ -1,0 +1,29 @@
+"""Who is calling?"""
+
+from typing import Annotated
+
+import structlog
+from fastapi import Depends, Request
+
+from app.accounts.keys import Caller, check_form, find_caller
+from app.api.surface import wiring_of
+from app.errors import ApiKeyMissing
+
+
+async def authenticate(request: Request) -> Caller:
+    """Return who the `Authorization: Bearer` header speaks for.
+
+    Raises ApiKeyMissing, ApiKeyMistyped, ApiKeyInvalid, UserDisabled or DatabaseUnavailable.
+    """
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not key.strip():
+        raise ApiKeyMissing
+    # Before a connection is asked for: junk costs the pool nothing, and is told as junk while the database is away.
+    check_form(key.strip())
+    async with wiring_of(request).database.statement() as connection:
+        caller = await find_caller(connection, key.strip())
+    structlog.contextvars.bind_contextvars(user=caller.user_name, api_key_id=str(caller.api_key_id))
+    return caller
+
+
+Authenticated = Annotated[Caller, Depends(authenticate)]

@@ -1,0 +1,287 @@
+"""What does a caller see: Imagekeep's own routes, their schemas, and how an answer is written?"""
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from fastapi import FastAPI, Request, Response
+from fastapi.openapi.docs import get_swagger_ui_html
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import HTMLResponse, JSONResponse
+from starlette.staticfiles import StaticFiles
+from swagger_ui_bundle import swagger_ui_path
+
+from app.accounts.budgets import Gauge, gauges_of
+from app.api.auth import Authenticated
+from app.api.files import stream_image
+from app.api.prefer import Preference, read_idempotency_key, read_preference
+from app.api.quota import quota_headers, refusal_headers
+from app.api.surface import create_surface, error_headers, parse_json, read_body, request_id_of, wiring_of
+from app.errors import (
+    AppError,
+    GenerationRunning,
+    ImageDeleted,
+    InvalidValue,
+    NotFound,
+    error_of_code,
+)
+from app.generations import images, records
+from app.generations.order import Order, check
+from app.generations.records import Generation
+
+_PAGE_DEFAULT, _PAGE_MAX = 20, 100
+_RUNNING_RETRY_SECONDS = 2
+# Failures that cost nothing and pass: worth another try after this long.
+_FAILURE_RETRY_SECONDS = {"upstream_busy": 5, "upstream_unreachable": 2, "database_unavailable": 2}
+_NO_STORE = {"cache-control": "no-store"}
+
+
+class ImageOrder(BaseModel):
+    """The body of `POST /images`. What is left out is as usual for the model; GET /models tells."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"prompt": "a red fox in the snow"}]})
+
+    prompt: str = Field(description="What the image shows.")
+    model: str | None = Field(None, description="A model's name or alias.")
+    size: str | None = Field(None, description="Width x height, such as 1024x1024.")
+    quality: str | None = Field(None, description="Such as standard or hd.")
+    n: int = Field(1, description="How many images.")
+
+
+def create_native() -> FastAPI:
+    """Return the native surface: the routes at the root."""
+    app = create_surface(
+        render_problem, title="Imagekeep", version="1", docs_url=None, redoc_url=None, openapi_url="/openapi.json"
+    )
+    # The vendored viewer reads 3.0; it is served from here, so that /docs works without the internet.
+    app.openapi_version = "3.0.3"
+    app.mount("/docs/files", StaticFiles(directory=str(swagger_ui_path)), name="docs-files")
+    body = {"content": {"application/json": {"schema": ImageOrder.model_json_schema()}}, "required": True}
+    app.add_api_route("/docs", show_docs, methods=["GET"], include_in_schema=False)
+    app.add_api_route("/images", order_image, methods=["POST"], openapi_extra={"requestBody": body})
+    app.add_api_route("/images", list_generations, methods=["GET"])
+    app.add_api_route("/images/{generation_id}", get_generation, methods=["GET"])
+    app.add_api_route("/images/{generation_id}", delete_generation, methods=["DELETE"])
+    app.add_api_route("/me", get_me, methods=["GET"])
+    app.add_api_route("/models", list_models, methods=["GET"])
+    return app
+
+
+async def order_image(request: Request, caller: Authenticated) -> Response:
+    """Order an image, wait for it, and answer with its permanent URL. Docs: api.md, "Ordering an image"."""
+    wiring = wiring_of(request)
+    preference = read_preference(request)
+    idempotency_key = read_idempotency_key(request)
+    asked = parse_json(await read_body(request, bytes_max=wiring.settings.request_bytes_max), ImageOrder)
+    order = check(Order(**asked.model_dump()), wiring.catalog)
+    placed = await wiring.runner.place(
+        caller, order, idempotency_key=idempotency_key, request_id=request_id_of(request)
+    )
+    generation = await wiring.runner.wait(placed.generation_id, caller.user_id, seconds=preference.wait_seconds)
+    return await _render_order(request, generation, preference, quota_headers(placed.gauges))
+
+
+async def get_generation(request: Request, generation_id: str, caller: Authenticated) -> Response:
+    """Tell how a generation stands. `Prefer: wait=N` waits up to N seconds for its end."""
+    preference = read_preference(request)
+    generation = await wiring_of(request).runner.wait(
+        _uuid(generation_id), caller.user_id, seconds=preference.wait_seconds or 0
+    )
+    if generation.deleted_at is not None:
+        raise ImageDeleted
+    return JSONResponse(_generation_json(request, generation), headers=_NO_STORE | preference.applied)
+
+
+async def list_generations(
+    request: Request, caller: Authenticated, limit: int = _PAGE_DEFAULT, before: str | None = None
+) -> Response:
+    """List your generations, newest first. `next` is the path of the page after this one, null at the end."""
+    if not 1 <= limit <= _PAGE_MAX:
+        raise InvalidValue(f"`limit` must be 1 to {_PAGE_MAX}.", parameter="limit")
+    start = _cursor(before) if before is not None else None
+    async with wiring_of(request).database.statement() as connection:
+        found = await records.page(connection, limit=limit + 1, user_id=caller.user_id, before=start)
+    shown = found[:limit]
+    following = f"/images?limit={limit}&before={shown[-1].id}" if len(found) > limit else None
+    answer = {"generations": [_generation_json(request, generation) for generation in shown], "next": following}
+    return JSONResponse(answer, headers=_NO_STORE)
+
+
+async def delete_generation(request: Request, generation_id: str, caller: Authenticated) -> Response:
+    """Delete a generation's images and prompt for good; its URLs answer 410 from then on. Amounts stay in the books."""
+    wiring = wiring_of(request)
+    async with wiring.database.statement() as connection:
+        generation = await records.find(connection, _uuid(generation_id), user_id=caller.user_id)
+    if generation is None:
+        raise NotFound("There is no such generation.")
+    if generation.state in records.RUNNING:
+        raise GenerationRunning
+    await images.delete(wiring.database, wiring.storages, generation)
+    return Response(status_code=204)
+
+
+async def get_me(request: Request, caller: Authenticated) -> Response:
+    """Tell who this key speaks for, and how far each of its limits is used."""
+    async with wiring_of(request).database.statement() as connection:
+        gauges = await gauges_of(connection, [scope for scope in caller.scopes if scope != "all"])
+    answer = {
+        "user": caller.user_name,
+        "api_key_id": str(caller.api_key_id),
+        "limits": [_gauge_json(gauge) for gauge in gauges],
+    }
+    return JSONResponse(answer, headers=_NO_STORE | quota_headers(gauges))
+
+
+async def list_models(request: Request, caller: Authenticated) -> Response:
+    """List the models that can be ordered, with their sizes, qualities and prices."""
+    models = [
+        {
+            "name": model.name,
+            "aliases": list(model.aliases),
+            "sizes": list(model.sizes),
+            "qualities": list(model.qualities),
+            "default_size": model.default_size,
+            "default_quality": model.default_quality,
+            "prompt_characters_max": model.prompt_characters_max,
+            "n_max": model.images_max,
+            "prices": [
+                {"size": size, "quality": quality, **_money(micros)} for (size, quality), micros in model.prices.items()
+            ],
+            "retires_on": model.retires_on.isoformat() if model.retires_on else None,
+        }
+        for model in wiring_of(request).catalog.models
+    ]
+    return JSONResponse({"models": models, "default": wiring_of(request).catalog.default_model}, headers=_NO_STORE)
+
+
+async def show_docs(request: Request) -> HTMLResponse:
+    """Show the API in a browser."""
+    return get_swagger_ui_html(
+        openapi_url="/openapi.json",
+        title="Imagekeep",
+        swagger_js_url="/docs/files/swagger-ui-bundle.js",
+        swagger_css_url="/docs/files/swagger-ui.css",
+        swagger_favicon_url="/docs/files/favicon-32x32.png",
+    )
+
+
+def render_problem(request: Request, error: AppError) -> Response:
+    """Return an error as an RFC 9457 problem with a `code`."""
+    problem: dict[str, Any] = {
+        "type": "about:blank",
+        "title": error.code.replace("_", " ").capitalize(),
+        "status": error.status,
+        "code": error.code,
+        "detail": error.message,
+        **({"parameter": error.parameter} if error.parameter else {}),
+        **error.details,
+        "request_id": request_id_of(request),
+    }
+    return _Json(
+        problem,
+        status_code=error.status,
+        headers=error_headers(error) | refusal_headers(error),
+        media_type="application/problem+json",
+    )
+
+
+class _Json(JSONResponse):
+    """JSON that holds any text: a lone surrogate in what a caller sent must not become a crash of the answer."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, ensure_ascii=True, separators=(",", ":")).encode()
+
+
+async def _render_order(
+    request: Request, generation: Generation, preference: Preference, headers: Mapping[str, str]
+) -> Response:
+    headers = {**_NO_STORE, **headers, "location": f"/images/{generation.id}", **preference.applied}
+    if generation.state in records.RUNNING:
+        headers["retry-after"] = str(_RUNNING_RETRY_SECONDS)
+        return JSONResponse(_generation_json(request, generation), status_code=202, headers=headers)
+    if generation.deleted_at is not None:
+        raise ImageDeleted
+    if generation.state != "completed":
+        raise _failure(generation)
+    if preference.picture:
+        return await stream_image(wiring_of(request), generation.images[0], headers)
+    return JSONResponse(_generation_json(request, generation), headers=headers)
+
+
+def _failure(generation: Generation) -> AppError:
+    return error_of_code(generation.failure_code)(
+        retry_after_seconds=_FAILURE_RETRY_SECONDS.get(generation.failure_code or ""),
+        details={"id": str(generation.id), "state": generation.state},
+    )
+
+
+def _generation_json(request: Request, generation: Generation) -> dict[str, Any]:
+    public_url = wiring_of(request).settings.resolved_public_url()
+    answer: dict[str, Any] = {
+        "id": str(generation.id),
+        "state": generation.state,
+        "created_at": _time(generation.created_at),
+        "finished_at": _time(generation.finished_at),
+        "prompt": generation.prompt,
+        "revised_prompt": generation.revised_prompt,
+        "model": generation.model,
+        "size": generation.size,
+        "quality": generation.quality,
+        "n": generation.held_images,
+        "price": _money(_charged_micros(generation)),
+        "images": [
+            {
+                "url": f"{public_url}/i/{image.id}.{image.extension}",
+                "width": image.width,
+                "height": image.height,
+                "bytes": image.size_bytes,
+                "content_type": image.content_type,
+            }
+            for image in generation.images
+        ],
+    }
+    if generation.failure_code is not None:
+        failure = _failure(generation)
+        answer["failure"] = {"code": failure.code, "detail": failure.message}
+    return answer
+
+
+def _charged_micros(generation: Generation) -> int:
+    if generation.state == "lost":
+        return 0
+    return generation.held_micros if generation.settled_micros is None else generation.settled_micros
+
+
+def _gauge_json(gauge: Gauge) -> dict[str, Any]:
+    return {
+        "scope": gauge.scope.partition(":")[0],
+        "limit": gauge.name,
+        "maximum": gauge.maximum,
+        "used": gauge.used,
+        "remaining": gauge.remaining,
+        "resets_in_seconds": gauge.resets_in_seconds,
+    }
+
+
+def _money(micros: int) -> dict[str, Any]:
+    return {"micros": micros, "usd": f"{micros // 1_000_000}.{micros % 1_000_000:06d}"}
+
+
+def _time(at: datetime | None) -> str | None:
+    return at.isoformat() if at else None
+
+
+def _uuid(text: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError:
+        raise NotFound("There is no such generation.") from None
+
+
+def _cursor(text: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError:
+        raise InvalidValue("`before` must be a generation's id.", parameter="before") from None

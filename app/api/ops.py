@@ -1,0 +1,74 @@
+"""Is this process alive, is it ready, and what are its figures?"""
+
+import asyncio
+import os
+
+import structlog
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest, multiprocess
+from prometheus_client import REGISTRY as PROCESS_REGISTRY
+from sqlalchemy.exc import ProgrammingError
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from app.database.schema import current_revision, head_revision
+from app.errors import DatabaseUnavailable
+from app.storage.base import StorageError
+from app.wiring import Wiring
+
+log = structlog.get_logger(__name__)
+
+_CHECK_SECONDS_MAX = 5
+
+
+def ops_routes() -> list[Route]:
+    """Return the routes that an operator's machinery asks. They tell states and figures, no names and no secrets."""
+    return [
+        Route("/healthz", tell_alive, methods=["GET"]),
+        Route("/readyz", tell_ready, methods=["GET"]),
+        Route("/metrics", tell_figures, methods=["GET"]),
+    ]
+
+
+async def tell_alive(request: Request) -> Response:
+    """Answer 200: this process runs and its loop turns. It asks nobody else."""
+    return JSONResponse({"status": "ok"})
+
+
+async def tell_ready(request: Request) -> Response:
+    """Answer 200 when orders would be taken, 503 when not, with each part's state. Upstream is not asked."""
+    wiring: Wiring = request.state.wiring
+    database, storage = await asyncio.gather(_database_state(wiring), _storage_state(wiring))
+    ready = database == storage == "ok"
+    answer = {"status": "ok" if ready else "not ready", "database": database, "storage": storage}
+    return JSONResponse(answer, status_code=200 if ready else 503)
+
+
+async def tell_figures(request: Request) -> Response:
+    """Answer with this installation's figures, of all its workers, in Prometheus' text format."""
+    registry = PROCESS_REGISTRY
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _database_state(wiring: Wiring) -> str:
+    try:
+        async with asyncio.timeout(_CHECK_SECONDS_MAX), wiring.database.statement() as connection:
+            revision = await current_revision(connection)
+    except (DatabaseUnavailable, TimeoutError):
+        return "unavailable"
+    except ProgrammingError:
+        return "not migrated"
+    return "ok" if revision == head_revision() else "at another schema version"
+
+
+async def _storage_state(wiring: Wiring) -> str:
+    try:
+        async with asyncio.timeout(_CHECK_SECONDS_MAX):
+            await wiring.home.check()
+    except (StorageError, TimeoutError) as error:
+        log.warning("storage_not_ready", detail=str(error) or "no answer in time")
+        return "unavailable"
+    return "ok"

@@ -1,0 +1,212 @@
+"""What do all surfaces share: a request's id and log line, its body's limit, and errors in the caller's own format?"""
+
+import re
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.routing import Mount, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app import telemetry
+from app.errors import (
+    AppError,
+    BodyTooLarge,
+    InternalError,
+    InvalidJson,
+    InvalidValue,
+    MethodNotAllowed,
+    MissingParameter,
+    NotFound,
+    UnsupportedParameter,
+)
+from app.wiring import Wiring
+
+log = structlog.get_logger(__name__)
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# What a parameter may be called to have its name repeated in an answer.
+_PARAMETER = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
+# A body over the limit is read on and thrown away up to here: answered at once, most clients would see a broken
+# connection instead of the 413.
+_DISCARDED_BYTES_MAX = 32 * 1024 * 1024
+
+Body = TypeVar("Body", bound=BaseModel)
+Render = Callable[[Request, AppError], Response]
+
+
+def wiring_of(request: Request) -> Wiring:
+    """Return what this process shares; the lifespan of the outermost app put it there."""
+    wiring = request.state.wiring
+    assert isinstance(wiring, Wiring)
+    return wiring
+
+
+def request_id_of(request: Request) -> str:
+    """Return this request's id, the caller's own if it was sane."""
+    request_id = request.state.request_id
+    assert isinstance(request_id, str)
+    return request_id
+
+
+def create_surface(render: Render, **options: Any) -> FastAPI:
+    """Return an empty application on which every error, crashes and unknown paths too, is answered by `render`."""
+    app = FastAPI(redirect_slashes=False, **options)
+
+    async def on_app_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, AppError)
+        if error.status >= 500:
+            log.warning("refused", code=error.code, detail=error.message)
+        return render(request, error)
+
+    async def on_http_exception(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        known: dict[int, AppError] = {404: NotFound(), 405: MethodNotAllowed()}
+        answer = render(request, known.get(error.status_code) or InvalidValue(str(error.detail)))
+        answer.headers.update(error.headers or {})
+        if error.status_code == 405:
+            # Starlette knows only the first route of a path, and would leave the methods of the others out.
+            answer.headers["allow"] = ", ".join(_methods_of(app, request))
+        return answer
+
+    async def on_invalid(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        return render(request, InvalidValue(f"`{first['loc'][-1]}`: {first['msg']}.", parameter=str(first["loc"][-1])))
+
+    async def on_crash(request: Request, error: Exception) -> Response:
+        log.error("crashed", exc_info=error)
+        return render(request, InternalError())
+
+    app.add_exception_handler(AppError, on_app_error)
+    app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_exception_handler(RequestValidationError, on_invalid)
+    app.add_exception_handler(Exception, on_crash)
+    return app
+
+
+def _methods_of(app: FastAPI, request: Request) -> list[str]:
+    matching = (route for route in app.routes if isinstance(route, Route) and route.matches(request.scope)[0].value)
+    return sorted({method for route in matching for method in route.methods or ()})
+
+
+async def read_body(request: Request, *, bytes_max: int) -> bytes:
+    """Return a request's whole body. Raises BodyTooLarge for more than `bytes_max`, InvalidJson when it breaks off."""
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size <= bytes_max:
+                chunks.append(chunk)
+            elif size > _DISCARDED_BYTES_MAX:
+                break
+    except ClientDisconnect:
+        # Nobody reads this answer; it keeps a client that left from being counted and logged as a crash of ours.
+        raise InvalidJson("The body broke off.") from None
+    if size > bytes_max:
+        raise BodyTooLarge(f"The body has more than {bytes_max} bytes.")
+    return b"".join(chunks)
+
+
+def parse_json(body: bytes, model: type[Body]) -> Body:
+    """Return a JSON body as `model`, whatever its content type said. Types are not guessed: "1" is no number.
+
+    Raises InvalidJson, MissingParameter, UnsupportedParameter or InvalidValue, none of which repeats what was sent.
+    """
+    try:
+        return model.model_validate_json(body, strict=True)
+    except ValidationError as error:
+        raise _as_app_error(error) from None
+
+
+def _as_app_error(error: ValidationError) -> AppError:
+    first = error.errors(include_input=False, include_url=False)[0]
+    kind = first["type"]
+    if kind == "json_invalid":
+        return InvalidJson(f"The body is not JSON: {first['ctx']['error']}.")
+    if not first["loc"]:
+        return InvalidJson("The body must be a JSON object.")
+    parameter = str(first["loc"][0])
+    if not _PARAMETER.fullmatch(parameter):
+        return UnsupportedParameter("A parameter has a name that is not offered here.")
+    if kind == "missing":
+        return MissingParameter(f"`{parameter}` is required.", parameter=parameter)
+    if kind == "extra_forbidden":
+        return UnsupportedParameter(f"`{parameter}` is not offered here.", parameter=parameter)
+    return InvalidValue(f"`{parameter}`: {first['msg'].lower()}.", parameter=parameter)
+
+
+def error_headers(error: AppError) -> dict[str, str]:
+    """Return the headers that an error asks for on every surface."""
+    headers = {"cache-control": "no-store"}
+    if error.retry_after_seconds is not None:
+        headers["retry-after"] = str(error.retry_after_seconds)
+    if error.should_retry is not None:
+        headers["x-should-retry"] = "true" if error.should_retry else "false"
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return headers
+
+
+class RequestContext:
+    """Gives every request an id, one log line and its figures; stands outside everything else.
+
+    An error that comes out of the application was answered and logged by the surface it happened on, so it ends here.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.monotonic()
+        request_id = _request_id(dict(scope["headers"]))
+        scope.setdefault("state", {})["request_id"] = request_id
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self._app(scope, receive, send_with_id)
+            except Exception:
+                if not status:
+                    raise
+            finally:
+                _observe(scope, status, time.monotonic() - started)
+
+
+def _request_id(headers: Mapping[bytes, bytes]) -> str:
+    given = headers.get(b"x-request-id", b"").decode("latin-1")
+    return given if _REQUEST_ID.fullmatch(given) else uuid4().hex
+
+
+def _observe(scope: Scope, status: int, seconds: float) -> None:
+    route = _route_template(scope)
+    telemetry.requests_total.labels(scope["method"], route, status).inc()
+    telemetry.request_seconds.labels(scope["method"], route).observe(seconds)
+    log.info("request", method=scope["method"], route=route, status=status, ms=round(seconds * 1000, 1))
+
+
+def _route_template(scope: Scope) -> str:
+    """The template, never the path: an image's path is all it takes to see it, and labels must stay few."""
+    matched = scope.get("route")
+    if matched is None or isinstance(matched, Mount):
+        return "(none)"
+    return str(scope.get("root_path", "") + matched.path)

@@ -1,0 +1,460 @@
+"""What does the `imagekeep` command offer: starting the service, and everything an operator does on a server?"""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, date, datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+import typer
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.accounts import budgets, keys
+from app.accounts.budgets import Limits
+from app.accounts.keys import AccountsError, ApiKey, User
+from app.console import (
+    OPERATOR_ERRORS,
+    changes_of,
+    complain,
+    load,
+    on_connection,
+    parse_count,
+    parse_usd,
+    show,
+    with_wiring,
+)
+from app.database.embedded import open_embedded
+from app.generations import images, records
+from app.generations.records import Generation
+from app.generations.recovery import recover_once
+from app.generations.usage import usage_of
+from app.sandbox.server import run_sandbox
+from app.serve import migrate_or_tell
+from app.serve import serve as serve_installation
+from app.settings import load_settings
+from app.wiring import Wiring
+
+cli = typer.Typer(
+    help="Imagekeep keeps a paid image API's key, and keeps the images.", no_args_is_help=True, add_completion=False
+)
+users = typer.Typer(help="Whom budgets belong to.", no_args_is_help=True)
+api_keys = typer.Typer(help="What callers send.", no_args_is_help=True)
+generations = typer.Typer(help="What was ordered, and how it stands.", no_args_is_help=True)
+storage = typer.Typer(help="Where images live.", no_args_is_help=True)
+cli.add_typer(users, name="users")
+cli.add_typer(api_keys, name="keys")
+cli.add_typer(generations, name="generations")
+cli.add_typer(storage, name="storage")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+ImagesPerDay = Annotated[int | None, typer.Option(parser=parse_count, metavar="N", help="Images a UTC day.")]
+ImagesPerMonth = Annotated[int | None, typer.Option(parser=parse_count, metavar="N", help="Images a UTC month.")]
+ImagesTotal = Annotated[int | None, typer.Option(parser=parse_count, metavar="N", help="Images altogether.")]
+UsdPerMonth = Annotated[int | None, typer.Option(parser=parse_usd, metavar="X", help="USD a UTC month.")]
+InFlight = Annotated[int | None, typer.Option(parser=parse_count, metavar="N", help="Generations in flight at once.")]
+PerMinute = Annotated[int | None, typer.Option(parser=parse_count, metavar="N", help="Orders a minute.")]
+
+
+def main() -> None:
+    """Run a command. What an operator can mend ends with a sentence on standard error and exit status 1."""
+    try:
+        cli()
+    except OPERATOR_ERRORS as error:
+        complain(error)
+        sys.exit(1)
+
+
+# Running
+
+
+@cli.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to bind; BIND_HOST.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to bind; PORT.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that serve; WORKERS.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run the service, with whatever the settings leave open: a private Postgres, a folder, the sandbox."""
+    serve_installation(load_settings(bind_host=host, port=port, workers=workers), as_json=as_json)
+
+
+@cli.command()
+def migrate(as_json: Json = False) -> None:
+    """Bring the database to this release's schema."""
+    settings = load()
+    if settings.database_url is not None:
+        before, now = migrate_or_tell(settings.database_url.get_secret_value())
+    else:
+        with open_embedded(settings.data_dir, role="command", binaries_dir=settings.postgres_binaries_dir) as embedded:
+            before, now = migrate_or_tell(embedded.url)
+    show({"before": before, "now": now}, as_json)
+
+
+@cli.command()
+def sandbox(
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")],
+    draw: Annotated[bool, typer.Option(help="Draw the pictures, or answer with blank ones, for load.")] = True,
+    url_lifetime_seconds: Annotated[float, typer.Option(help="How long a picture's address works.")] = 7200,
+    delay_seconds: Annotated[float, typer.Option(help="How long every order takes.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Run the sandbox alone: an upstream that speaks TTAPI and draws its pictures locally."""
+    show({"url": f"http://127.0.0.1:{port}", "witness": f"http://127.0.0.1:{port}/witness"}, as_json)
+    sys.stdout.flush()
+    run_sandbox(
+        host="127.0.0.1", port=port, draw=draw, url_lifetime_seconds=url_lifetime_seconds, delay_seconds=delay_seconds
+    )
+
+
+# Users and keys
+
+
+@users.command("add")
+def add_user(
+    name: str,
+    images_per_day: ImagesPerDay = None,
+    images_per_month: ImagesPerMonth = None,
+    images_total: ImagesTotal = None,
+    usd_per_month: UsdPerMonth = None,
+    in_flight: InFlight = None,
+    requests_per_minute: PerMinute = None,
+    as_json: Json = False,
+) -> None:
+    """Add a user, with limits; a limit that isn't given is no limit."""
+    changes = _changes(images_per_day, images_per_month, images_total, usd_per_month, in_flight, requests_per_minute)
+
+    async def work(tx: AsyncConnection) -> dict[str, Any]:
+        user = await keys.add_user(tx, name)
+        return _user_row(user, await budgets.set_limits(tx, f"user:{user.id}", changes))
+
+    show(on_connection(work), as_json)
+
+
+@users.command("list")
+def list_users(as_json: Json = False) -> None:
+    """List the users with their limits."""
+
+    async def work(tx: AsyncConnection) -> list[dict[str, Any]]:
+        found = await keys.list_users(tx)
+        return [_user_row(user, await budgets.limits_of(tx, f"user:{user.id}")) for user in found]
+
+    show(on_connection(work), as_json)
+
+
+@users.command("limits")
+def limit_user(
+    name: str,
+    images_per_day: ImagesPerDay = None,
+    images_per_month: ImagesPerMonth = None,
+    images_total: ImagesTotal = None,
+    usd_per_month: UsdPerMonth = None,
+    in_flight: InFlight = None,
+    requests_per_minute: PerMinute = None,
+    as_json: Json = False,
+) -> None:
+    """Change a user's limits, "none" taking one away, and show how far each is used."""
+    changes = _changes(images_per_day, images_per_month, images_total, usd_per_month, in_flight, requests_per_minute)
+
+    async def work(tx: AsyncConnection) -> list[dict[str, Any]]:
+        return await _limit(tx, f"user:{(await keys.find_user(tx, name)).id}", changes)
+
+    show(on_connection(work), as_json)
+
+
+@users.command("disable")
+def disable_user(name: str, as_json: Json = False) -> None:
+    """Let a user's keys start nothing more. What is running finishes; images stay."""
+    _set_disabled(name, True, as_json)
+
+
+@users.command("enable")
+def enable_user(name: str, as_json: Json = False) -> None:
+    """Let a disabled user's keys work again."""
+    _set_disabled(name, False, as_json)
+
+
+@api_keys.command("create")
+def create_key(user: str, as_json: Json = False) -> None:
+    """Make a key for a user and print it, this once."""
+
+    async def work(tx: AsyncConnection) -> dict[str, Any]:
+        made, key = await keys.create_key(tx, await keys.find_user(tx, user))
+        return {"id": str(made.id), "user": made.user, "key": key, "created_at": made.created_at.isoformat()}
+
+    show(on_connection(work), as_json)
+
+
+@api_keys.command("list")
+def list_keys(user: Annotated[str | None, typer.Argument()] = None, as_json: Json = False) -> None:
+    """List the keys of a user, or all: by their last four characters."""
+
+    async def work(tx: AsyncConnection) -> list[dict[str, Any]]:
+        owner = await keys.find_user(tx, user) if user else None
+        return [_key_row(key) for key in await keys.list_keys(tx, owner)]
+
+    show(on_connection(work), as_json)
+
+
+@api_keys.command("limits")
+def limit_key(
+    key_id: UUID,
+    images_per_day: ImagesPerDay = None,
+    images_per_month: ImagesPerMonth = None,
+    images_total: ImagesTotal = None,
+    usd_per_month: UsdPerMonth = None,
+    in_flight: InFlight = None,
+    requests_per_minute: PerMinute = None,
+    as_json: Json = False,
+) -> None:
+    """Change a key's own limits, beside its user's, and show how far each is used."""
+    changes = _changes(images_per_day, images_per_month, images_total, usd_per_month, in_flight, requests_per_minute)
+
+    async def work(tx: AsyncConnection) -> list[dict[str, Any]]:
+        if all(key.id != key_id for key in await keys.list_keys(tx)):
+            raise AccountsError(f"there is no key {key_id}")
+        return await _limit(tx, f"key:{key_id}", changes)
+
+    show(on_connection(work), as_json)
+
+
+@api_keys.command("revoke")
+def revoke_key(key_id: UUID, as_json: Json = False) -> None:
+    """Revoke a key: it starts nothing from the next order on."""
+
+    async def work(tx: AsyncConnection) -> dict[str, Any]:
+        return _key_row(await keys.revoke_key(tx, key_id))
+
+    show(on_connection(work), as_json)
+
+
+@api_keys.command("rotate")
+def rotate_key(key_id: UUID, as_json: Json = False) -> None:
+    """Revoke a key and make its user a new one with the same limits, in one step. Prints the new key, this once."""
+
+    async def work(tx: AsyncConnection) -> dict[str, Any]:
+        limits = await budgets.limits_of(tx, f"key:{key_id}")
+        made, key = await keys.rotate_key(tx, key_id)
+        if limits != Limits():
+            await budgets.set_limits(tx, f"key:{made.id}", asdict(limits))
+        return {"id": str(made.id), "user": made.user, "key": key, "created_at": made.created_at.isoformat()}
+
+    show(on_connection(work), as_json)
+
+
+# Budgets
+
+
+@cli.command()
+def limits(
+    images_per_day: ImagesPerDay = None,
+    images_per_month: ImagesPerMonth = None,
+    images_total: ImagesTotal = None,
+    usd_per_month: UsdPerMonth = None,
+    in_flight: InFlight = None,
+    requests_per_minute: PerMinute = None,
+    as_json: Json = False,
+) -> None:
+    """Change the limits of the whole installation, and show how far each is used."""
+    changes = _changes(images_per_day, images_per_month, images_total, usd_per_month, in_flight, requests_per_minute)
+
+    async def work(tx: AsyncConnection) -> list[dict[str, Any]]:
+        return await _limit(tx, "all", changes)
+
+    show(on_connection(work), as_json)
+
+
+@cli.command()
+def usage(
+    month: Annotated[str | None, typer.Option(metavar="YYYY-MM", help="A UTC month; this one if not given.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show who spent what in a month: settled, held, and lost, in images and micros (1 USD = 1,000,000)."""
+    day = _month(month) if month else datetime.now(UTC).date()
+
+    async def work(tx: AsyncConnection) -> list[dict[str, Any]]:
+        return [asdict(entry) for entry in await usage_of(tx, day)]
+
+    show(on_connection(work), as_json)
+
+
+@cli.command()
+def reconcile(as_json: Json = False) -> None:
+    """Recount every budget from the generations. Exit status 1 if any counter differs; nothing is changed."""
+
+    async def work(tx: AsyncConnection) -> list[dict[str, Any]]:
+        return [asdict(difference) for difference in await budgets.differences(tx)]
+
+    found = on_connection(work)
+    show(found, as_json)
+    if found:
+        raise typer.Exit(1)
+
+
+# Generations and images
+
+
+@generations.command("list")
+def list_generations(
+    state: Annotated[str | None, typer.Option(help="Only those in this state, such as unknown.")] = None,
+    user: Annotated[str | None, typer.Option(help="Only those of this user.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000)] = 50,
+    as_json: Json = False,
+) -> None:
+    """List generations, newest first."""
+    if state is not None and state not in (*records.RUNNING, *records.ENDED):
+        raise typer.BadParameter(
+            f"must be one of {', '.join((*records.RUNNING, *records.ENDED))}", param_hint="--state"
+        )
+
+    async def work(tx: AsyncConnection) -> list[dict[str, Any]]:
+        owner = (await keys.find_user(tx, user)).id if user else None
+        found = await records.page(tx, limit=limit, user_id=owner, state=state, with_deleted=True)
+        return [_generation_row(generation) for generation in found]
+
+    show(on_connection(work), as_json)
+
+
+@generations.command("show")
+def show_generation(generation_id: UUID, as_json: Json = False) -> None:
+    """Show one generation whole, but for its prompt."""
+
+    async def work(tx: AsyncConnection) -> dict[str, Any]:
+        generation = await records.find(tx, generation_id)
+        if generation is None:
+            raise AccountsError(f"there is no generation {generation_id}")
+        row = _generation_row(generation)
+        pictures = [{"id": image.id, "storage": image.storage, "key": image.storage_key} for image in generation.images]
+        return row | {
+            "failure_detail": generation.failure_detail,
+            "request_id": generation.request_id,
+            "attempts": generation.attempts,
+            "lease_until": str(generation.lease_until) if generation.lease_until else None,
+            "images": pictures,
+        }
+
+    show(on_connection(work), as_json)
+
+
+@generations.command("resolve")
+def resolve_generation(
+    generation_id: UUID,
+    billed: Annotated[bool, typer.Option("--billed/--not-billed", help="What the provider's account says.")],
+    as_json: Json = False,
+) -> None:
+    """Settle an `unknown` generation by what the provider's account says; a picture that is in storage outranks it."""
+
+    async def work(wiring: Wiring) -> dict[str, Any]:
+        async with wiring.database.statement() as connection:
+            generation = await records.find(connection, generation_id)
+        if generation is None or generation.state != "unknown":
+            raise AccountsError(f"there is no generation {generation_id} in the state unknown")
+        resolved = await wiring.driver.resolve(generation, billed=billed)
+        if resolved is None:
+            raise AccountsError("it moved on meanwhile: look again")
+        return _generation_row(resolved)
+
+    show(with_wiring(work), as_json)
+
+
+@cli.command()
+def recover(as_json: Json = False) -> None:
+    """Drive on every generation whose lease has run out, now, as the service does by itself."""
+
+    async def work(wiring: Wiring) -> dict[str, Any]:
+        claimed = ended = erased = 0
+        while True:
+            done = await recover_once(
+                wiring.database,
+                wiring.driver,
+                wiring.storages,
+                lease_seconds=wiring.settings.generated_lease_seconds,
+            )
+            claimed, ended, erased = claimed + done.claimed, ended + done.ended, erased + done.erased
+            if not done.claimed:
+                return {"claimed": claimed, "ended": ended, "erased": erased}
+
+    show(with_wiring(work), as_json)
+
+
+@storage.command("move")
+def move_images(as_json: Json = False) -> None:
+    """Carry every image that lives elsewhere to the storage of the settings, while the service runs."""
+
+    async def work(wiring: Wiring) -> dict[str, Any]:
+        moved = await images.move_all(wiring.database, wiring.storages, wiring.home, prefix=wiring.settings.s3_prefix)
+        return {"to": wiring.home.name, "images": moved.images, "bytes": moved.bytes, "failures": list(moved.failures)}
+
+    done = with_wiring(work)
+    show(done, as_json)
+    if done["failures"]:
+        raise typer.Exit(1)
+
+
+def _changes(
+    images_per_day: int | None,
+    images_per_month: int | None,
+    images_total: int | None,
+    usd_per_month: int | None,
+    in_flight: int | None,
+    requests_per_minute: int | None,
+) -> dict[str, int | None]:
+    return changes_of(
+        images_per_day_max=images_per_day,
+        images_per_month_max=images_per_month,
+        images_total_max=images_total,
+        micros_per_month_max=usd_per_month,
+        in_flight_max=in_flight,
+        requests_per_minute_max=requests_per_minute,
+    )
+
+
+async def _limit(tx: AsyncConnection, scope: str, changes: Mapping[str, int | None]) -> list[dict[str, Any]]:
+    if changes:
+        await budgets.set_limits(tx, scope, changes)
+    return [asdict(gauge) for gauge in await budgets.gauges_of(tx, [scope])]
+
+
+def _set_disabled(name: str, disabled: bool, as_json: bool) -> None:
+    async def work(tx: AsyncConnection) -> dict[str, Any]:
+        await keys.set_disabled(tx, await keys.find_user(tx, name), disabled=disabled)
+        user = await keys.find_user(tx, name)
+        return _user_row(user, await budgets.limits_of(tx, f"user:{user.id}"))
+
+    show(on_connection(work), as_json)
+
+
+def _user_row(user: User, limits: Limits) -> dict[str, Any]:
+    return {"id": str(user.id), "name": user.name, "disabled": user.disabled_at is not None, "limits": asdict(limits)}
+
+
+def _key_row(key: ApiKey) -> dict[str, Any]:
+    return {
+        "id": str(key.id),
+        "user": key.user,
+        "last_four": key.last_four,
+        "created_at": key.created_at.isoformat(),
+        "revoked_at": key.revoked_at.isoformat() if key.revoked_at else None,
+    }
+
+
+def _generation_row(generation: Generation) -> dict[str, Any]:
+    return {
+        "id": str(generation.id),
+        "state": generation.state,
+        "failure_code": generation.failure_code,
+        "model": generation.model,
+        "size": generation.size,
+        "quality": generation.quality,
+        "held_micros": generation.held_micros,
+        "settled_micros": generation.settled_micros,
+        "sandbox": generation.sandbox,
+        "created_at": generation.created_at.isoformat(),
+    }
+
+
+def _month(text: str) -> date:
+    try:
+        return datetime.strptime(text, "%Y-%m").replace(tzinfo=UTC).date()
+    except ValueError:
+        raise typer.BadParameter("must be like 2026-11", param_hint="--month") from None

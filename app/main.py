@@ -1,0 +1,93 @@
+"""Which application does a server run: what is mounted where, and what stands around it?"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Mount
+from starlette.types import ASGIApp
+
+from app.api.files import create_files
+from app.api.native import create_native, render_problem
+from app.api.ops import ops_routes
+from app.api.surface import RequestContext
+from app.errors import NotFound
+from app.generations.recovery import recover_for_ever
+from app.settings import Settings
+from app.wiring import Neighbours, open_wiring
+
+_EXPOSED = (
+    "location",
+    "preference-applied",
+    "ratelimit",
+    "ratelimit-policy",
+    "retry-after",
+    "x-request-id",
+    "x-should-retry",
+)
+
+
+def create_app(
+    settings: Settings, neighbours: Neighbours, *, stop_now: Callable[[], bool] = lambda: False
+) -> Starlette:
+    """Return the whole service. Its lifespan opens what it shares, recovers in the background, and drains at the end.
+
+    `stop_now` is asked while draining: True cuts off what is still running.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[dict[str, Any]]:
+        async with open_wiring(settings, neighbours) as wiring:
+            recovery = asyncio.create_task(
+                recover_for_ever(
+                    wiring.database,
+                    wiring.driver,
+                    wiring.storages,
+                    lease_seconds=settings.generated_lease_seconds,
+                    interval_seconds=settings.recovery_interval_seconds,
+                )
+            )
+            yield {"wiring": wiring}
+            await wiring.runner.drain(seconds=settings.drain_seconds, stop_now=stop_now)
+            recovery.cancel()
+            with suppress(asyncio.CancelledError):
+                await recovery
+
+    return Starlette(
+        lifespan=lifespan,
+        # A path that no mount takes: one with a line break in it.
+        exception_handlers={HTTPException: _render_not_found},
+        middleware=[Middleware(RequestContext)],
+        routes=[
+            *ops_routes(),
+            # Images are open to every origin by themselves, so they stand outside the configured origins.
+            Mount("/i", create_files(render_problem)),
+            Mount("/", _for_origins(create_native(), settings.origins())),
+        ],
+    )
+
+
+def _render_not_found(request: Request, error: Exception) -> Response:
+    return render_problem(request, NotFound())
+
+
+def _for_origins(app: ASGIApp, origins: tuple[str, ...]) -> ASGIApp:
+    if not origins:
+        return app
+    # Around the whole surface: put inside it, it would miss the answer to a crash, and a browser would show its page a
+    # network error in the place of our message.
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=["authorization", "content-type", "idempotency-key", "prefer", "x-request-id"],
+        expose_headers=_EXPOSED,
+        max_age=600,
+    )

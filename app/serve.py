@@ -1,0 +1,382 @@
+"""How does an installation start, stay up, and stop, with everything it brings along?
+
+The parent starts what the settings leave open (a private Postgres, the sandbox), migrates once, and then serves: in its
+own process, or with workers of which it keeps the asked number. Whatever ends it, nothing stays behind.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from types import FrameType
+
+import structlog
+import uvicorn
+from alembic.util import CommandError
+from prometheus_client import multiprocess as prometheus_workers
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError, OperationalError
+
+from app.accounts import budgets, keys
+from app.database.embedded import open_embedded
+from app.database.schema import migrate
+from app.main import create_app
+from app.settings import Settings
+from app.telemetry import configure_logging
+from app.upstream.catalog import load_catalog
+from app.wiring import Neighbours, images_folder, open_database, open_storages, sandbox_port_note
+
+log = structlog.get_logger(__name__)
+
+# The first user may spend this much by accident, whoever gets hold of the printed key.
+FIRST_USER = "first"
+FIRST_USER_IMAGES_PER_DAY_MAX = 100
+
+_FIRST_USER_LOCK = 0x6669727374
+_BACKLOG = 2048
+_RESTART_PAUSE_SECONDS = 1.0
+_SANDBOX_WAIT_SECONDS = 15
+_PR_SET_PDEATHSIG = 1
+
+
+class ServeError(Exception):
+    """The service can't start; the text says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Banner:
+    """What a start tells the person who ran it. `key` is set on the very first start only, and nowhere else kept."""
+
+    url: str
+    database: str
+    storage: str
+    upstream: str
+    key: str | None
+
+    @property
+    def curl(self) -> str:
+        """A line that orders an image when it is pasted into a shell."""
+        key = self.key or "$IMAGEKEEP_KEY"
+        return (
+            f"""curl -sS {self.url}/images -H "Authorization: Bearer {key}" """
+            """-H "Content-Type: application/json" -d '{"prompt": "a red fox in the snow"}'"""
+        )
+
+    def as_text(self) -> str:
+        """Return it for a person."""
+        lines = [
+            f"Imagekeep is running at {self.url}",
+            f"  database  {self.database}",
+            f"  storage   {self.storage}",
+            f"  upstream  {self.upstream}",
+            "",
+        ]
+        if self.key:
+            lines += [
+                f"The first user's API key, shown this once ({FIRST_USER_IMAGES_PER_DAY_MAX} images a day):",
+                "",
+                f"  {self.key}",
+                "",
+                "Order an image:",
+            ]
+        else:
+            lines += [f"Order an image with a key of yours (a new one: imagekeep keys create {FIRST_USER}):"]
+        return "\n".join([*lines, "", f"  {self.curl}", "", f"API docs: {self.url}/docs   Stop with Ctrl-C.", ""])
+
+    def as_json(self) -> str:
+        """Return it for a script, as one JSON document."""
+        told = {name: getattr(self, name) for name in ("url", "database", "storage", "upstream", "key", "curl")}
+        return json.dumps(told)
+
+
+def serve(settings: Settings, *, as_json: bool) -> None:
+    """Run the whole installation until SIGINT or SIGTERM, and print its banner once it answers.
+
+    Raises ServeError, EmbeddedPostgresError, CatalogError or StorageError before anything answers.
+    """
+    configure_logging(level=settings.log_level, log_format=settings.log_format, secrets=settings.secrets())
+    load_catalog(settings.model_catalog)
+    with ExitStack() as closing:
+        listener = closing.enter_context(_bind(settings.bind_host, settings.port))
+        neighbours, told = _start_neighbours(settings, closing)
+        banner = replace(told, key=asyncio.run(_prepare(settings, neighbours)))
+        announcement = banner.as_json() if as_json else banner.as_text()
+        if settings.workers == 1:
+            _serve_here(settings, neighbours, listener, announcement)
+        else:
+            closing.enter_context(_metrics_folder())
+            _serve_with_workers(settings, neighbours, listener, announcement)
+
+
+@contextlib.contextmanager
+def _bind(host: str, port: int) -> Iterator[socket.socket]:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.set_inheritable(True)
+        yield listener
+    except OSError as error:
+        if listener.getsockname()[1] != 0:
+            raise
+        raise ServeError(f"Port {port} on {host} can't be had ({error.strerror}). Choose another PORT.") from error
+    finally:
+        listener.close()
+
+
+def _start_neighbours(settings: Settings, closing: ExitStack) -> tuple[Neighbours, Banner]:
+    """Start what the settings leave open, and say what the installation runs on."""
+    if settings.database_url is not None:
+        database_url, database = settings.database_url.get_secret_value(), "Postgres at DATABASE_URL"
+    else:
+        embedded = open_embedded(settings.data_dir, role="serve", binaries_dir=settings.postgres_binaries_dir)
+        closing.callback(embedded.close)
+        database_url, database = embedded.url, f"its own Postgres {embedded.version} in {settings.data_dir.absolute()}"
+    if settings.tt_api_key is not None:
+        sandbox_url, upstream = None, settings.tt_api_base_url
+    else:
+        sandbox_url = closing.enter_context(_running_sandbox(settings))
+        upstream = "the SANDBOX: it draws pictures on this machine and costs nothing. Set TT_API_KEY for real images."
+    if settings.s3_bucket:
+        storage = f"the bucket {settings.s3_bucket}"
+    else:
+        storage = f"the folder {images_folder(settings.data_dir).absolute()}"
+    return Neighbours(database_url, sandbox_url), Banner(
+        settings.resolved_public_url(), database, storage, upstream, None
+    )
+
+
+def migrate_or_tell(database_url: str) -> tuple[str | None, str]:
+    """Migrate, and return the revisions before and after. Raises ServeError with what an operator can mend."""
+    try:
+        return migrate(database_url)
+    except OperationalError as error:
+        raise ServeError(f"The database at DATABASE_URL can't be used: {database_words(error)}") from error
+    except CommandError as error:
+        raise ServeError(f"The database was made by another release, perhaps a newer one: {error}") from error
+
+
+def database_words(error: DBAPIError) -> str:
+    """Return what Postgres or its driver said, in one line and without the statement. It holds no password."""
+    return " ".join(str(error.orig).split())
+
+
+async def _prepare(settings: Settings, neighbours: Neighbours) -> str | None:
+    """Migrate, put the sandbox's generations out of the books of a real upstream, and make the first user.
+
+    Returns the first user's key; None when there were users already.
+    """
+    # Half of the credentials, say. A storage that merely doesn't answer yet is no reason not to start.
+    for storage in open_storages(settings)[1].values():
+        await storage.close()
+    before, now = await asyncio.to_thread(migrate_or_tell, neighbours.database_url)
+    if before != now:
+        log.info("migrated", before=before, now=now)
+    database = open_database(settings, neighbours.database_url)
+    try:
+        async with database.transaction() as tx:
+            if neighbours.sandbox_url is None and (left_out := await budgets.leave_sandbox_out(tx)):
+                log.info("sandbox_left_out_of_the_books", generations=left_out)
+            # Two replicas that start at once would both make one.
+            await tx.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _FIRST_USER_LOCK})
+            if await keys.list_users(tx):
+                return None
+            user = await keys.add_user(tx, FIRST_USER)
+            await budgets.set_limits(tx, f"user:{user.id}", {"images_per_day_max": FIRST_USER_IMAGES_PER_DAY_MAX})
+            return (await keys.create_key(tx, user))[1]
+    finally:
+        await database.close()
+
+
+# The sandbox, a process of its own
+
+
+@contextlib.contextmanager
+def _running_sandbox(settings: Settings) -> Iterator[str]:
+    port = _sandbox_port(settings.data_dir)
+    command = [sys.executable, "-m", "app.sandbox", "--port", str(port), "--parent", str(os.getpid())]
+    if not settings.sandbox_draw:
+        command.append("--no-draw")
+    # A session of its own: Ctrl-C must reach the orders in flight before their upstream goes.
+    sandbox = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL)  # noqa: S603
+    try:
+        _await_listener(port, sandbox)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        sandbox.kill()
+        sandbox.wait()
+
+
+def _sandbox_port(data_dir: Path) -> int:
+    """Return the port of the last time if it is free, else a new one, and keep it.
+
+    A generation whose picture waited in the sandbox when the machine went down finds it again at the same address.
+    """
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    note = sandbox_port_note(data_dir)
+    for port in (int(note.read_text()) if note.exists() else 0, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            note.write_text(str(probe.getsockname()[1]))
+            return int(probe.getsockname()[1])
+    raise ServeError("No port on 127.0.0.1 can be had for the sandbox.")
+
+
+def _await_listener(port: int, sandbox: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + _SANDBOX_WAIT_SECONDS
+    while time.monotonic() < deadline and sandbox.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.02)
+    raise ServeError("The sandbox did not start. Its own message stands above.")
+
+
+# Serving
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, with an announcement once it answers, and a second Ctrl-C that means "now"."""
+
+    def __init__(self, config: uvicorn.Config, *, announcement: str | None, stop_now: threading.Event) -> None:
+        super().__init__(config)
+        self._announcement = announcement
+        self._stop_now = stop_now
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and self._announcement:
+            print(self._announcement, flush=True)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        if self.force_exit:
+            self._stop_now.set()
+
+
+def _serve_here(settings: Settings, neighbours: Neighbours, listener: socket.socket, announcement: str | None) -> None:
+    stop_now = threading.Event()
+    config = uvicorn.Config(
+        create_app(settings, neighbours, stop_now=stop_now.is_set),
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=_BACKLOG,
+        timeout_graceful_shutdown=int(settings.drain_seconds),
+    )
+    # uvicorn raises the signal it obeyed once more when it has stopped; by default that would kill this process before
+    # it has stopped what it started.
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signal_number, lambda *_: None)
+    _Server(config, announcement=announcement, stop_now=stop_now).run(sockets=[listener])
+
+
+def _serve_with_workers(settings: Settings, neighbours: Neighbours, listener: socket.socket, announcement: str) -> None:
+    stopping = threading.Event()
+    hurried = threading.Event()
+
+    def on_signal(number: int, _: FrameType | None) -> None:
+        (hurried if stopping.is_set() and number == signal.SIGINT else stopping).set()
+
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signal_number, on_signal)
+    listener.listen(_BACKLOG)
+    start = _worker_starter(settings, neighbours, listener)
+    workers = [start(announcement if number == 0 else None) for number in range(settings.workers)]
+    try:
+        while not stopping.wait(0.2):
+            for place, worker in enumerate(workers):
+                if worker.is_alive():
+                    continue
+                log.error("worker_died", pid=worker.pid, exit_code=worker.exitcode)
+                prometheus_workers.mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
+                # A worker that can't start would be started a thousand times a second.
+                stopping.wait(_RESTART_PAUSE_SECONDS)
+                workers[place] = start(None)
+        for worker in workers:
+            worker.terminate()
+        # While anybody listens, the kernel goes on taking connections, and nobody would answer them any more.
+        listener.close()
+        while any(worker.is_alive() for worker in workers) and not hurried.is_set():
+            time.sleep(0.05)
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.join()
+
+
+def _worker_starter(
+    settings: Settings, neighbours: Neighbours, listener: socket.socket
+) -> Callable[[str | None], SpawnProcess]:
+    context = multiprocessing.get_context("spawn")
+    # With a Postgres of ours a parent that is gone takes the database along, and nothing could be finished. With one
+    # that stays, workers stop answering and finish what was paid for.
+    last_word = signal.SIGKILL if settings.database_url is None else signal.SIGTERM
+
+    def start(announcement: str | None) -> SpawnProcess:
+        worker = context.Process(
+            target=run_worker, args=(settings, neighbours, listener, announcement, os.getpid(), last_word)
+        )
+        worker.start()
+        return worker
+
+    return start
+
+
+def run_worker(
+    settings: Settings,
+    neighbours: Neighbours,
+    listener: socket.socket,
+    announcement: str | None,
+    parent_id: int,
+    last_word: int,
+) -> None:
+    """Serve in a process that ends with its parent: `last_word` is the signal it gets then."""
+    _end_with_parent(parent_id, last_word)
+    configure_logging(level=settings.log_level, log_format=settings.log_format, secrets=settings.secrets())
+    _serve_here(settings, neighbours, listener, announcement)
+
+
+def _end_with_parent(parent_id: int, last_word: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, last_word)
+
+    def watch() -> None:
+        # For other systems, and for a parent that died before the line above.
+        while os.getppid() == parent_id:
+            time.sleep(0.5)
+        os.kill(os.getpid(), last_word)
+
+    threading.Thread(target=watch, daemon=True, name="parent-watch").start()
+
+
+@contextlib.contextmanager
+def _metrics_folder() -> Iterator[None]:
+    """Let the workers' figures be added up: each keeps its own in a file here, and /metrics reads all of them."""
+    folder = tempfile.mkdtemp(prefix="imagekeep-metrics-")
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+    try:
+        yield
+    finally:
+        del os.environ["PROMETHEUS_MULTIPROC_DIR"]
+        shutil.rmtree(folder, ignore_errors=True)

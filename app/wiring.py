@@ -1,0 +1,138 @@
+"""How is it put together: what does a process open once and share, in which order, and what does it close?"""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from app.database.pool import Database
+from app.generations.driver import Driver, Leases
+from app.generations.rehost import Rehost
+from app.generations.runner import Runner
+from app.settings import Settings
+from app.storage.base import Storage
+from app.storage.folder import FolderStorage
+from app.storage.s3 import S3Storage
+from app.upstream.catalog import Catalog, load_catalog
+from app.upstream.client import Upstream
+from app.upstream.download import Downloader
+
+# The sandbox takes any key; this one says in its witness who asked.
+_SANDBOX_API_KEY = "sandbox"
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Where the things that run beside us are: Postgres, and the sandbox unless upstream is real."""
+
+    database_url: str = field(repr=False)
+    sandbox_url: str | None = None
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """Everything a process shares. Handlers and commands reach each part through it."""
+
+    settings: Settings
+    database: Database
+    catalog: Catalog
+    storages: Mapping[str, Storage]
+    home: Storage
+    driver: Driver
+    runner: Runner
+
+
+def open_database(settings: Settings, database_url: str) -> Database:
+    """Return the pool of connections that these settings ask for; it connects at its first use."""
+    return Database(
+        database_url,
+        connections_max=settings.database_connections_max,
+        timeout_seconds=settings.database_timeout_seconds,
+    )
+
+
+def open_storages(settings: Settings) -> tuple[Storage, Mapping[str, Storage]]:
+    """Return where new images go, and every storage that images may live in, by name.
+
+    The folder stays readable when S3_BUCKET is switched on: what was stored before keeps its URL.
+    """
+    folder = FolderStorage(images_folder(settings.data_dir))
+    if settings.s3_bucket is None:
+        return folder, {folder.name: folder}
+    bucket = S3Storage(
+        settings.s3_bucket,
+        endpoint_url=settings.s3_endpoint_url,
+        region=settings.s3_region,
+        path_style=settings.s3_path_style,
+        check_prefix=settings.s3_prefix,
+    )
+    return bucket, {bucket.name: bucket, folder.name: folder}
+
+
+def images_folder(data_dir: Path) -> Path:
+    """Return the folder that keeps images while no bucket is set."""
+    return data_dir / "images"
+
+
+def sandbox_port_note(data_dir: Path) -> Path:
+    """Return the file that holds the sandbox's port, from one start to the next."""
+    return data_dir / "sandbox.port"
+
+
+@asynccontextmanager
+async def open_wiring(settings: Settings, neighbours: Neighbours) -> AsyncIterator[Wiring]:
+    """Open every part once and close all of them at the end, the last opened first. Raises CatalogError."""
+    async with AsyncExitStack() as closing:
+        catalog = load_catalog(settings.model_catalog)
+        database = open_database(settings, neighbours.database_url)
+        closing.push_async_callback(database.close)
+        home, storages = open_storages(settings)
+        for storage in storages.values():
+            closing.push_async_callback(storage.close)
+        upstream = _open_upstream(settings, neighbours)
+        closing.push_async_callback(upstream.close)
+        downloader = Downloader(
+            allow_loopback_http=settings.allow_private_image_hosts or neighbours.sandbox_url is not None,
+            timeout_seconds=settings.image_timeout_seconds,
+            body_bytes_max=settings.image_bytes_max,
+        )
+        closing.push_async_callback(downloader.close)
+        rehost = Rehost(
+            downloader=downloader,
+            home=home,
+            storages=storages,
+            pixels_max=settings.image_pixels_max,
+            in_flight_max=settings.rehost_in_flight_max,
+        )
+        closing.push_async_callback(rehost.close)
+        leases = Leases(
+            pending_seconds=settings.pending_lease_seconds,
+            generated_seconds=settings.generated_lease_seconds,
+            source_lifetime_seconds=settings.source_lifetime_seconds,
+        )
+        driver = Driver(database=database, upstream=upstream, catalog=catalog, rehost=rehost, leases=leases)
+        runner = Runner(
+            database=database,
+            driver=driver,
+            sandbox=neighbours.sandbox_url is not None,
+            storage_prefix=settings.s3_prefix,
+            pending_lease_seconds=settings.pending_lease_seconds,
+            in_flight_max=settings.upstream_in_flight_max,
+        )
+        yield Wiring(settings, database, catalog, storages, home, driver, runner)
+
+
+def _open_upstream(settings: Settings, neighbours: Neighbours) -> Upstream:
+    if neighbours.sandbox_url is not None:
+        base_url, api_key = neighbours.sandbox_url, _SANDBOX_API_KEY
+    else:
+        assert settings.tt_api_key is not None, "without a key there is a sandbox"
+        base_url, api_key = settings.tt_api_base_url, settings.tt_api_key.get_secret_value()
+    return Upstream(
+        base_url=base_url,
+        api_key=api_key,
+        connect_timeout_seconds=settings.upstream_connect_timeout_seconds,
+        # Upstream says nothing until the image is made, so a silence may last as long as the whole.
+        read_timeout_seconds=settings.upstream_timeout_seconds,
+        total_timeout_seconds=settings.upstream_timeout_seconds,
+    )

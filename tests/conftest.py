@@ -1,0 +1,103 @@
+"""What do tests share: a real Postgres, a real service on a port, and a sandbox as its upstream?"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+from uuid import uuid4
+
+import psycopg
+import pytest
+import structlog
+from psycopg import sql
+from sqlalchemy.engine import make_url
+
+from app.database.embedded import open_embedded
+from app.database.pool import Database
+from app.database.schema import migrate
+from tests.sandbox_server import RunningSandbox, running_sandbox
+from tests.service import Service, running_service
+
+T = TypeVar("T")
+
+_TEMPLATE = "imagekeep_template"
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_tracebacks() -> Iterator[None]:
+    """structlog's own default draws every local of a crash, keys too, and takes seconds for it."""
+    structlog.configure(processors=[structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)])
+    yield
+    structlog.reset_defaults()
+
+
+@pytest.fixture(scope="session")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Postgres of this test process's own, with a migrated template database. Not durable, so it is fast."""
+    with open_embedded(tmp_path_factory.mktemp("postgres"), role="serve", durable=False) as postgres:
+        _execute(postgres.url, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(_TEMPLATE)))
+        migrate(_at(postgres.url, _TEMPLATE))
+        yield postgres.url
+
+
+@pytest.fixture
+def database_url(postgres_url: str) -> Iterator[str]:
+    """A fresh, migrated database for one test."""
+    name = f"test_{uuid4().hex}"
+    _execute(
+        postgres_url,
+        sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(_TEMPLATE)),
+    )
+    yield _at(postgres_url, name)
+    _execute(postgres_url, sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def on_database(database_url: str) -> Callable[[Callable[[Database], Awaitable[T]]], T]:
+    """Run a coroutine function on a pool of its own, from a test that is not async."""
+
+    def run(work: Callable[[Database], Awaitable[T]]) -> T:
+        async def opened() -> T:
+            database = Database(database_url, connections_max=8, timeout_seconds=10)
+            try:
+                return await work(database)
+            finally:
+                await database.close()
+
+        return asyncio.run(opened())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def shared_sandbox() -> Iterator[RunningSandbox]:
+    with running_sandbox() as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def sandbox(shared_sandbox: RunningSandbox) -> RunningSandbox:
+    """The sandbox, with its witness set back to nothing asked."""
+    shared_sandbox.reset()
+    return shared_sandbox
+
+
+@pytest.fixture
+def service(database_url: str, sandbox: RunningSandbox, tmp_path: Path) -> Iterator[Service]:
+    """The whole application under a real uvicorn on a port, in this process, with one user and key."""
+    with running_service(database_url=database_url, upstream_url=sandbox.url, data_dir=tmp_path / "data") as running:
+        yield running
+
+
+def _at(url: str, name: str) -> str:
+    return make_url(url).set(database=name).render_as_string(hide_password=False)
+
+
+def _execute(url: str, statement: sql.Composed) -> None:
+    with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute(statement)
