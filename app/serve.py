@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import ctypes
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -113,8 +114,9 @@ def serve(settings: Settings, *, as_json: bool) -> None:
     load_catalog(settings.model_catalog)
     with ExitStack() as closing:
         listener = closing.enter_context(_bind(settings.bind_host, settings.port))
-        neighbours, told = _start_neighbours(settings, closing)
+        neighbours, told, await_sandbox = _start_neighbours(settings, closing)
         banner = replace(told, key=asyncio.run(_prepare(settings, neighbours)))
+        await_sandbox()
         announcement = banner.as_json() if as_json else banner.as_text()
         if settings.workers == 1:
             _serve_here(settings, neighbours, listener, announcement)
@@ -126,40 +128,41 @@ def serve(settings: Settings, *, as_json: bool) -> None:
 @contextlib.contextmanager
 def _bind(host: str, port: int) -> Iterator[socket.socket]:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((host, port))
+            # Two that only bind both have the port, and the second to listen later is not told that it gets no
+            # connection. Whoever calls before the start is over waits for its end.
+            listener.listen(_BACKLOG)
+        except OSError as error:
+            raise ServeError(f"Port {port} on {host} can't be had ({error.strerror}). Choose another PORT.") from error
         listener.set_inheritable(True)
         yield listener
-    except OSError as error:
-        if listener.getsockname()[1] != 0:
-            raise
-        raise ServeError(f"Port {port} on {host} can't be had ({error.strerror}). Choose another PORT.") from error
-    finally:
-        listener.close()
 
 
-def _start_neighbours(settings: Settings, closing: ExitStack) -> tuple[Neighbours, Banner]:
-    """Start what the settings leave open, and say what the installation runs on."""
+def _start_neighbours(settings: Settings, closing: ExitStack) -> tuple[Neighbours, Banner, Callable[[], None]]:
+    """Start what the settings leave open, and say what the installation runs on.
+
+    The sandbox comes up while the database is prepared; calling the third value waits for it.
+    """
+    if settings.tt_api_key is not None:
+        sandbox_url, upstream, await_sandbox = None, settings.tt_api_base_url, lambda: None
+    else:
+        sandbox_url, await_sandbox = closing.enter_context(_running_sandbox(settings))
+        upstream = "the SANDBOX: it draws pictures on this machine and costs nothing. Set TT_API_KEY for real images."
     if settings.database_url is not None:
         database_url, database = settings.database_url.get_secret_value(), "Postgres at DATABASE_URL"
     else:
         embedded = open_embedded(settings.data_dir, role="serve", binaries_dir=settings.postgres_binaries_dir)
         closing.callback(embedded.close)
         database_url, database = embedded.url, f"its own Postgres {embedded.version} in {settings.data_dir.absolute()}"
-    if settings.tt_api_key is not None:
-        sandbox_url, upstream = None, settings.tt_api_base_url
-    else:
-        sandbox_url = closing.enter_context(_running_sandbox(settings))
-        upstream = "the SANDBOX: it draws pictures on this machine and costs nothing. Set TT_API_KEY for real images."
     if settings.s3_bucket:
         storage = f"the bucket {settings.s3_bucket}"
     else:
         storage = f"the folder {images_folder(settings.data_dir).absolute()}"
-    return Neighbours(database_url, sandbox_url), Banner(
-        settings.resolved_public_url(), database, storage, upstream, None
-    )
+    told = Banner(settings.resolved_public_url(), database, storage, upstream, None)
+    return Neighbours(database_url, sandbox_url), told, await_sandbox
 
 
 def migrate_or_tell(database_url: str) -> tuple[str | None, str]:
@@ -208,7 +211,7 @@ async def _prepare(settings: Settings, neighbours: Neighbours) -> str | None:
 
 
 @contextlib.contextmanager
-def _running_sandbox(settings: Settings) -> Iterator[str]:
+def _running_sandbox(settings: Settings) -> Iterator[tuple[str, Callable[[], None]]]:
     port = _sandbox_port(settings.data_dir)
     command = [sys.executable, "-m", "app.sandbox", "--port", str(port), "--parent", str(os.getpid())]
     if not settings.sandbox_draw:
@@ -216,8 +219,7 @@ def _running_sandbox(settings: Settings) -> Iterator[str]:
     # A session of its own: Ctrl-C must reach the orders in flight before their upstream goes.
     sandbox = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL)  # noqa: S603
     try:
-        _await_listener(port, sandbox)
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}", lambda: _await_listener(port, sandbox)
     finally:
         sandbox.kill()
         sandbox.wait()
@@ -255,12 +257,17 @@ def _await_listener(port: int, sandbox: "subprocess.Popen[bytes]") -> None:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, with an announcement once it answers, and a second Ctrl-C that means "now"."""
+    """uvicorn, with an announcement once it answers, an end to its patience, and a second Ctrl-C that means "now"."""
 
-    def __init__(self, config: uvicorn.Config, *, announcement: str | None, stop_now: threading.Event) -> None:
+    def __init__(self, config: uvicorn.Config, *, announcement: str | None, drain_seconds: float) -> None:
         super().__init__(config)
         self._announcement = announcement
-        self._stop_now = stop_now
+        self._drain_seconds = drain_seconds
+        self._patient_until = math.inf
+
+    def hurried(self) -> bool:
+        """Whether what is still running is to be cut off."""
+        return self.force_exit or time.monotonic() > self._patient_until
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -269,26 +276,29 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
-        if self.force_exit:
-            self._stop_now.set()
+        # uvicorn waits for the connections, and then the lifespan for the generations: this bounds both together.
+        self._patient_until = min(self._patient_until, time.monotonic() + self._drain_seconds)
 
 
 def _serve_here(settings: Settings, neighbours: Neighbours, listener: socket.socket, announcement: str | None) -> None:
-    stop_now = threading.Event()
+    def stop_now() -> bool:
+        return server.hurried()
+
     config = uvicorn.Config(
-        create_app(settings, neighbours, stop_now=stop_now.is_set),
+        create_app(settings, neighbours, stop_now=stop_now),
         lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,
         backlog=_BACKLOG,
-        timeout_graceful_shutdown=int(settings.drain_seconds),
+        timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
     )
+    server = _Server(config, announcement=announcement, drain_seconds=settings.drain_seconds)
     # uvicorn raises the signal it obeyed once more when it has stopped; by default that would kill this process before
     # it has stopped what it started.
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signal_number, lambda *_: None)
-    _Server(config, announcement=announcement, stop_now=stop_now).run(sockets=[listener])
+    server.run(sockets=[listener])
 
 
 def _serve_with_workers(settings: Settings, neighbours: Neighbours, listener: socket.socket, announcement: str) -> None:
@@ -300,7 +310,6 @@ def _serve_with_workers(settings: Settings, neighbours: Neighbours, listener: so
 
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signal_number, on_signal)
-    listener.listen(_BACKLOG)
     start = _worker_starter(settings, neighbours, listener)
     workers = [start(announcement if number == 0 else None) for number in range(settings.workers)]
     try:

@@ -1,0 +1,191 @@
+"""Does any secret come out anywhere: in a log, an answer, a figure, a document, or the database?"""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import quote
+from uuid import uuid4
+
+import httpx
+import psycopg
+import pytest
+from sqlalchemy.engine import make_url
+
+from tests.installation import Installation, beside, eventually, running_installation
+from tests.s3_server import running_s3
+from tests.sandbox_server import RunningSandbox
+from tests.service import rows
+
+TT_CANARY = "tt-canary-5f1d9c"
+# Spelt otherwise in a URL than in the password itself; neither spelling may come out.
+DATABASE_CANARY = "db-canary/7e2@b4"
+# What says that the search looked where it had to.
+PROMPT = "a fox under a clear sky"
+
+
+@pytest.fixture
+def canary_database_url(postgres_url: str) -> Iterator[str]:
+    """An empty database of a user of its own, whose password is a canary."""
+    name = f"canary_{uuid4().hex}"
+    rows(postgres_url, f"CREATE ROLE {name} LOGIN PASSWORD '{DATABASE_CANARY}'")
+    rows(postgres_url, f"CREATE DATABASE {name} OWNER {name}")
+    url = make_url(postgres_url).set(database=name, username=name, password=DATABASE_CANARY)
+    yield url.render_as_string(hide_password=False)
+    rows(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+    rows(postgres_url, f"DROP ROLE {name}")
+
+
+def test_no_secret_is_written_anywhere(canary_database_url: str, sandbox: RunningSandbox, tmp_path: Path) -> None:
+    with running_s3(tmp_path) as s3, echoing_upstream() as echo_url:
+        env = beside(
+            canary_database_url,
+            sandbox,
+            **s3.credentials,
+            TT_API_KEY=TT_CANARY,
+            S3_BUCKET=s3.bucket,
+            S3_ENDPOINT_URL=s3.url,
+            S3_PATH_STYLE="true",
+            LOG_LEVEL="DEBUG",
+            UPSTREAM_TIMEOUT_SECONDS="2",
+            PENDING_LEASE_SECONDS="3",
+        )
+        with running_installation(tmp_path / "secrets", env=env) as installation:
+            another = installation.ask("keys", "create", "first")["key"]
+            secrets = {
+                "the TT API key": [TT_CANARY],
+                "the first user's key": [installation.key],
+                "another key": [another],
+                "the database's password": [DATABASE_CANARY, quote(DATABASE_CANARY, safe="")],
+                "S3's secret": [s3.secret_access_key],
+            }
+            answers = [*use(installation, another), *break_things(installation)]
+            cut_off = installation.begin(f"{PROMPT} [[hang]]")
+            eventually(lambda: sandbox.witness(prompt="[[hang]]")["asked"])
+            installation.kill9()
+
+            installation.env["TT_API_BASE_URL"] = echo_url
+            installation.start()
+            answers += [installation.order(f"{PROMPT} {status}") for status in (200, 400, 401, 500)]
+            # The store is away: what its driver says of that is logged as well.
+            s3.stop()
+            answers += [
+                installation.client.get("/readyz"),
+                installation.client.get(answers[0].json()["images"][0]["url"]),
+            ]
+            s3.start()
+            installation.reaches(cut_off, "unknown")
+            installation.env["DATABASE_URL"] = canary_database_url.replace("%40", "%41")
+            refused = installation.run("generations", "list")
+            installation.stop()
+
+            written = {
+                "standard error": installation.stderr.read_text(),
+                "the second start's banner": installation.stdout.read_text(),
+                "a command that was refused": refused.stdout + refused.stderr,
+                "the database": dump(canary_database_url),
+                **{f"answer {number}: {answer.request.url}": whole(answer) for number, answer in enumerate(answers)},
+            }
+
+    assert refused.returncode == 1
+    # Each place has been looked into: it holds what it must.
+    assert written["standard error"].count("generation_moved") >= 8
+    assert "password authentication failed" in written["a command that was refused"]
+    assert PROMPT in written["the database"]
+    found = [
+        f"{name} in {place}"
+        for place, text in written.items()
+        for name, spellings in secrets.items()
+        for spelling in spellings
+        if spelling in text
+    ]
+    assert found == []
+
+
+def use(installation: Installation, another: str) -> list[httpx.Response]:
+    """What a caller does when all goes well; the first answer is an image's."""
+    client = installation.client
+    ordered = installation.order(PROMPT)
+    assert ordered.status_code == 200, ordered.text
+    paths = ["/images", "/me", "/models", "/docs", "/openapi.json", "/metrics", "/readyz", "/healthz"]
+    generation_id = ordered.json()["id"]
+    return [
+        ordered,
+        installation.order(PROMPT, headers={"authorization": f"Bearer {another}"}),
+        *(client.get(path) for path in [*paths, f"/images/{generation_id}", ordered.json()["images"][0]["url"]]),
+    ]
+
+
+def break_things(installation: Installation) -> list[httpx.Response]:
+    """Every way of being refused, by us and by upstream, and keys where they don't belong."""
+    client, key = installation.client, installation.key
+    unknown_key = "ik_user_" + "0" * 32 + "000000"
+    authorizations = ["", key, f"Basic {key}", f"Bearer {key}x", f"Bearer {key[:-1]}", f"Bearer {unknown_key}"]
+    faults = [
+        "[[status 401]]",
+        "[[status 402]]",
+        "[[status 500]]",
+        "[[drop]]",
+        "[[reset]]",
+        "[[garbage]]",
+        "[[refuse]]",
+    ]
+    faults += ["[[picture garbage]]", "[[picture missing]] [[expires 1]]", "[[html 502]]"]
+    with ThreadPoolExecutor(4) as threads:
+        ordered = list(threads.map(lambda fault: installation.order(f"{PROMPT} {fault}"), faults))
+    return [
+        *ordered,
+        *(client.get("/me", headers={"authorization": value}) for value in authorizations),
+        client.get("/me", headers={"x-api-key": key, "x-request-id": f"my id is {key}"}),
+        client.get("/images", params={"before": key}),
+        client.get(f"/images/{key}"),
+        client.post("/images", content=b"{", headers={"idempotency-key": "a b"}),
+        client.post("/images", json={"prompt": PROMPT, "size": key}),
+    ]
+
+
+def whole(answer: httpx.Response) -> str:
+    """An answer as it came: status line, headers and body."""
+    headers = "".join(f"{name}: {value}\n" for name, value in answer.headers.multi_items())
+    return f"{answer.status_code} {answer.reason_phrase}\n{headers}\n{answer.text}"
+
+
+def dump(database_url: str) -> str:
+    """Every row of every table, as text."""
+    with psycopg.connect(database_url.replace("+psycopg", "")) as connection:
+        tables = connection.execute("SELECT table_name FROM information_schema.tables WHERE table_schema = 'public'")
+        names = [name for (name,) in tables.fetchall()]
+        assert {"users", "api_keys", "budgets", "generations", "images"} <= set(names)
+        lines = [line for name in names for (line,) in connection.execute(f"SELECT t::text FROM {name} t").fetchall()]
+    return "\n".join(lines)
+
+
+class _Echo(BaseHTTPRequestHandler):
+    """Says whatever it was told, headers included, under the status that the prompt ends with."""
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        status = int(body.split(PROMPT.encode())[1][:4])
+        echoed = str(self.headers).encode() + body
+        assert TT_CANARY.encode() in echoed
+        self.send_response(status, f"your key is {TT_CANARY}")
+        self.send_header("x-echo", TT_CANARY)
+        self.send_header("content-length", str(len(echoed)))
+        self.end_headers()
+        self.wfile.write(echoed)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Not into the tests' output."""
+
+
+@contextmanager
+def echoing_upstream() -> Iterator[str]:
+    """An upstream that repeats the key it is sent, wherever an answer has room for it."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Echo) as server:
+        thread = threading.Thread(target=server.serve_forever, name="echo", daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
