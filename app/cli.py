@@ -1,7 +1,6 @@
 """What does the `imagekeep` command offer: starting the service, and everything an operator does on a server?"""
 
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, date, datetime
 from typing import Annotated, Any
@@ -11,19 +10,9 @@ import typer
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.accounts import budgets, keys
-from app.accounts.budgets import Limits
-from app.accounts.keys import AccountsError, ApiKey, User
-from app.console import (
-    OPERATOR_ERRORS,
-    changes_of,
-    complain,
-    load,
-    on_connection,
-    parse_count,
-    parse_usd,
-    show,
-    with_wiring,
-)
+from app.accounts.keys import AccountsError
+from app.cli_accounts import api_keys, limit_installation, users
+from app.console import OPERATOR_ERRORS, Json, complain, load, on_connection, show, with_wiring
 from app.database.embedded import open_embedded
 from app.generations import images, records
 from app.generations.records import Generation
@@ -38,22 +27,13 @@ from app.wiring import Wiring
 cli = typer.Typer(
     help="Imagekeep keeps a paid image API's key, and keeps the images.", no_args_is_help=True, add_completion=False
 )
-users = typer.Typer(help="Whom budgets belong to.", no_args_is_help=True)
-api_keys = typer.Typer(help="What callers send.", no_args_is_help=True)
 generations = typer.Typer(help="What was ordered, and how it stands.", no_args_is_help=True)
 storage = typer.Typer(help="Where images live.", no_args_is_help=True)
 cli.add_typer(users, name="users")
 cli.add_typer(api_keys, name="keys")
 cli.add_typer(generations, name="generations")
 cli.add_typer(storage, name="storage")
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
-ImagesPerDay = Annotated[int | None, typer.Option(parser=parse_count, metavar="N", help="Images a UTC day.")]
-ImagesPerMonth = Annotated[int | None, typer.Option(parser=parse_count, metavar="N", help="Images a UTC month.")]
-ImagesTotal = Annotated[int | None, typer.Option(parser=parse_count, metavar="N", help="Images altogether.")]
-UsdPerMonth = Annotated[int | None, typer.Option(parser=parse_usd, metavar="X", help="USD a UTC month.")]
-InFlight = Annotated[int | None, typer.Option(parser=parse_count, metavar="N", help="Generations in flight at once.")]
-PerMinute = Annotated[int | None, typer.Option(parser=parse_count, metavar="N", help="Orders a minute.")]
+cli.command("limits")(limit_installation)
 
 
 def main() -> None:
@@ -107,161 +87,7 @@ def sandbox(
     )
 
 
-# Users and keys
-
-
-@users.command("add")
-def add_user(
-    name: str,
-    images_per_day: ImagesPerDay = None,
-    images_per_month: ImagesPerMonth = None,
-    images_total: ImagesTotal = None,
-    usd_per_month: UsdPerMonth = None,
-    in_flight: InFlight = None,
-    requests_per_minute: PerMinute = None,
-    as_json: Json = False,
-) -> None:
-    """Add a user, with limits; a limit that isn't given is no limit."""
-    changes = _changes(images_per_day, images_per_month, images_total, usd_per_month, in_flight, requests_per_minute)
-
-    async def work(tx: AsyncConnection) -> dict[str, Any]:
-        user = await keys.add_user(tx, name)
-        return _user_row(user, await budgets.set_limits(tx, f"user:{user.id}", changes))
-
-    show(on_connection(work), as_json)
-
-
-@users.command("list")
-def list_users(as_json: Json = False) -> None:
-    """List the users with their limits."""
-
-    async def work(tx: AsyncConnection) -> list[dict[str, Any]]:
-        found = await keys.list_users(tx)
-        return [_user_row(user, await budgets.limits_of(tx, f"user:{user.id}")) for user in found]
-
-    show(on_connection(work), as_json)
-
-
-@users.command("limits")
-def limit_user(
-    name: str,
-    images_per_day: ImagesPerDay = None,
-    images_per_month: ImagesPerMonth = None,
-    images_total: ImagesTotal = None,
-    usd_per_month: UsdPerMonth = None,
-    in_flight: InFlight = None,
-    requests_per_minute: PerMinute = None,
-    as_json: Json = False,
-) -> None:
-    """Change a user's limits, "none" taking one away, and show how far each is used."""
-    changes = _changes(images_per_day, images_per_month, images_total, usd_per_month, in_flight, requests_per_minute)
-
-    async def work(tx: AsyncConnection) -> list[dict[str, Any]]:
-        return await _limit(tx, f"user:{(await keys.find_user(tx, name)).id}", changes)
-
-    show(on_connection(work), as_json)
-
-
-@users.command("disable")
-def disable_user(name: str, as_json: Json = False) -> None:
-    """Let a user's keys start nothing more. What is running finishes; images stay."""
-    _set_disabled(name, True, as_json)
-
-
-@users.command("enable")
-def enable_user(name: str, as_json: Json = False) -> None:
-    """Let a disabled user's keys work again."""
-    _set_disabled(name, False, as_json)
-
-
-@api_keys.command("create")
-def create_key(user: str, as_json: Json = False) -> None:
-    """Make a key for a user and print it, this once."""
-
-    async def work(tx: AsyncConnection) -> dict[str, Any]:
-        made, key = await keys.create_key(tx, await keys.find_user(tx, user))
-        return {"id": str(made.id), "user": made.user, "key": key, "created_at": made.created_at.isoformat()}
-
-    show(on_connection(work), as_json)
-
-
-@api_keys.command("list")
-def list_keys(user: Annotated[str | None, typer.Argument()] = None, as_json: Json = False) -> None:
-    """List the keys of a user, or all: by their last four characters."""
-
-    async def work(tx: AsyncConnection) -> list[dict[str, Any]]:
-        owner = await keys.find_user(tx, user) if user else None
-        return [_key_row(key) for key in await keys.list_keys(tx, owner)]
-
-    show(on_connection(work), as_json)
-
-
-@api_keys.command("limits")
-def limit_key(
-    key_id: UUID,
-    images_per_day: ImagesPerDay = None,
-    images_per_month: ImagesPerMonth = None,
-    images_total: ImagesTotal = None,
-    usd_per_month: UsdPerMonth = None,
-    in_flight: InFlight = None,
-    requests_per_minute: PerMinute = None,
-    as_json: Json = False,
-) -> None:
-    """Change a key's own limits, beside its user's, and show how far each is used."""
-    changes = _changes(images_per_day, images_per_month, images_total, usd_per_month, in_flight, requests_per_minute)
-
-    async def work(tx: AsyncConnection) -> list[dict[str, Any]]:
-        if all(key.id != key_id for key in await keys.list_keys(tx)):
-            raise AccountsError(f"there is no key {key_id}")
-        return await _limit(tx, f"key:{key_id}", changes)
-
-    show(on_connection(work), as_json)
-
-
-@api_keys.command("revoke")
-def revoke_key(key_id: UUID, as_json: Json = False) -> None:
-    """Revoke a key: it starts nothing from the next order on."""
-
-    async def work(tx: AsyncConnection) -> dict[str, Any]:
-        return _key_row(await keys.revoke_key(tx, key_id))
-
-    show(on_connection(work), as_json)
-
-
-@api_keys.command("rotate")
-def rotate_key(key_id: UUID, as_json: Json = False) -> None:
-    """Revoke a key and make its user a new one with the same limits, in one step. Prints the new key, this once."""
-
-    async def work(tx: AsyncConnection) -> dict[str, Any]:
-        limits = await budgets.limits_of(tx, f"key:{key_id}")
-        made, key = await keys.rotate_key(tx, key_id)
-        if limits != Limits():
-            await budgets.set_limits(tx, f"key:{made.id}", asdict(limits))
-        return {"id": str(made.id), "user": made.user, "key": key, "created_at": made.created_at.isoformat()}
-
-    show(on_connection(work), as_json)
-
-
 # Budgets
-
-
-@cli.command()
-def limits(
-    images_per_day: ImagesPerDay = None,
-    images_per_month: ImagesPerMonth = None,
-    images_total: ImagesTotal = None,
-    usd_per_month: UsdPerMonth = None,
-    in_flight: InFlight = None,
-    requests_per_minute: PerMinute = None,
-    as_json: Json = False,
-) -> None:
-    """Change the limits of the whole installation, and show how far each is used."""
-    changes = _changes(images_per_day, images_per_month, images_total, usd_per_month, in_flight, requests_per_minute)
-
-    async def work(tx: AsyncConnection) -> list[dict[str, Any]]:
-        return await _limit(tx, "all", changes)
-
-    show(on_connection(work), as_json)
 
 
 @cli.command()
@@ -389,53 +215,6 @@ def move_images(as_json: Json = False) -> None:
     show(done, as_json)
     if done["failures"]:
         raise typer.Exit(1)
-
-
-def _changes(
-    images_per_day: int | None,
-    images_per_month: int | None,
-    images_total: int | None,
-    usd_per_month: int | None,
-    in_flight: int | None,
-    requests_per_minute: int | None,
-) -> dict[str, int | None]:
-    return changes_of(
-        images_per_day_max=images_per_day,
-        images_per_month_max=images_per_month,
-        images_total_max=images_total,
-        micros_per_month_max=usd_per_month,
-        in_flight_max=in_flight,
-        requests_per_minute_max=requests_per_minute,
-    )
-
-
-async def _limit(tx: AsyncConnection, scope: str, changes: Mapping[str, int | None]) -> list[dict[str, Any]]:
-    if changes:
-        await budgets.set_limits(tx, scope, changes)
-    return [asdict(gauge) for gauge in await budgets.gauges_of(tx, [scope])]
-
-
-def _set_disabled(name: str, disabled: bool, as_json: bool) -> None:
-    async def work(tx: AsyncConnection) -> dict[str, Any]:
-        await keys.set_disabled(tx, await keys.find_user(tx, name), disabled=disabled)
-        user = await keys.find_user(tx, name)
-        return _user_row(user, await budgets.limits_of(tx, f"user:{user.id}"))
-
-    show(on_connection(work), as_json)
-
-
-def _user_row(user: User, limits: Limits) -> dict[str, Any]:
-    return {"id": str(user.id), "name": user.name, "disabled": user.disabled_at is not None, "limits": asdict(limits)}
-
-
-def _key_row(key: ApiKey) -> dict[str, Any]:
-    return {
-        "id": str(key.id),
-        "user": key.user,
-        "last_four": key.last_four,
-        "created_at": key.created_at.isoformat(),
-        "revoked_at": key.revoked_at.isoformat() if key.revoked_at else None,
-    }
 
 
 def _generation_row(generation: Generation) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal, InvalidOperation
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 from sqlalchemy.exc import DBAPIError, ProgrammingError
@@ -27,6 +27,8 @@ from app.upstream.catalog import CatalogError
 from app.wiring import Neighbours, Wiring, open_database, open_wiring, sandbox_port_note
 
 T = TypeVar("T")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
 # What an operator can mend is told in a sentence; anything else is a bug and shows its traceback.
 OPERATOR_ERRORS = (
@@ -133,11 +135,6 @@ def parse_usd(value: str) -> int:
     if not micros.is_finite() or micros < 0 or micros != int(micros) or micros > 10**15:
         raise typer.BadParameter("must be an amount of USD like 12.50, or none")
     return int(micros)
-
-
-def changes_of(**limits: int | None) -> dict[str, int | None]:
-    """Return the limits that were given on a command line, with -1 turned into no limit."""
-    return {name: None if value == -1 else value for name, value in limits.items() if value is not None}
 
 
 # Showing
