@@ -18,8 +18,8 @@ from app.generations import images, records
 from app.generations.records import Generation
 from app.generations.recovery import recover_once
 from app.generations.usage import usage_of
-from app.sandbox.server import run_sandbox
-from app.serve import migrate_or_tell
+from app.sandbox.server import bind, run_sandbox
+from app.serve import ServeError, migrate_or_tell
 from app.serve import serve as serve_installation
 from app.settings import load_settings
 from app.wiring import Wiring
@@ -80,6 +80,11 @@ def sandbox(
     as_json: Json = False,
 ) -> None:
     """Run the sandbox alone: an upstream that speaks TTAPI and draws its pictures locally."""
+    try:
+        bind("127.0.0.1", port).close()
+    except OSError as error:
+        # Found before anything is shown, so that a script never reads an address that nobody answers at.
+        raise ServeError(f"Port {port} on 127.0.0.1 can't be had ({error.strerror}). Choose another --port.") from error
     show({"url": f"http://127.0.0.1:{port}", "witness": f"http://127.0.0.1:{port}/witness"}, as_json)
     sys.stdout.flush()
     run_sandbox(

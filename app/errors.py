@@ -11,7 +11,8 @@
     └── the operator's or upstream's (5xx)
         ├── InternalError 500
         ├── UpstreamAuthFailed, UpstreamUnreachable, UpstreamModelGone, UpstreamFailed, ImageUnavailable        502
-        ├── UpstreamBalanceExhausted, UpstreamBusy, Overloaded, DatabaseUnavailable, StorageUnavailable         503
+        ├── UpstreamBalanceExhausted, UpstreamBusy, Overloaded, DatabaseUnavailable, StorageUnavailable,
+        │   AnswerUnavailable                                                                                   503
         └── UpstreamOutcomeUnknown                                                                              504
 
 One flat tree: a class is a code. Each surface renders it in its own wire format. The statuses follow the error map that
@@ -89,7 +90,7 @@ class ApiKeyMissing(AppError):
 
 
 class ApiKeyMistyped(AppError):
-    """This is not an API key of Imagekeep: its checksum does not match, so it was cut or mistyped on the way."""
+    """This is no API key of Imagekeep: they begin with ik_user_ and end with a checksum. Was it cut or mistyped?"""
 
     status, code = 401, "api_key_mistyped"
 
@@ -224,6 +225,14 @@ class DatabaseUnavailable(AppError):
     """The database does not answer, so nothing new is started. Try again shortly."""
 
     status, code = 503, "database_unavailable"
+    # Whether the statement may have been committed all the same: the connection broke after it was sent.
+    in_doubt = False
+
+
+class AnswerUnavailable(AppError):
+    """Your order was taken, but how it stands can't be read just now. Don't order again: GET it by its id."""
+
+    status, code, should_retry = 503, "answer_unavailable", False
 
 
 class StorageUnavailable(AppError):
@@ -233,7 +242,7 @@ class StorageUnavailable(AppError):
 
 
 class UpstreamOutcomeUnknown(AppError):
-    """The image provider broke off: the image may have been made and billed. Its price stays held."""
+    """The image provider broke off: the image may have been made and billed. Its price stays held; don't retry."""
 
     status, code, should_retry = 504, "upstream_outcome_unknown", False
 

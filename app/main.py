@@ -64,7 +64,7 @@ def create_app(
         lifespan=lifespan,
         # A path that no mount takes: one with a line break in it.
         exception_handlers={HTTPException: _render_not_found},
-        middleware=[Middleware(RequestContext)],
+        middleware=[Middleware(RequestContext, render=render_problem)],
         routes=[
             *ops_routes(),
             # Images are open to every origin by themselves, so they stand outside the configured origins.

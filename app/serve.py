@@ -32,6 +32,7 @@ from alembic.util import CommandError
 from prometheus_client import multiprocess as prometheus_workers
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, OperationalError
+from uvicorn.config import STARTUP_FAILURE
 
 from app.accounts import budgets, keys
 from app.database.embedded import open_embedded
@@ -96,7 +97,10 @@ class Banner:
                 "Order an image:",
             ]
         else:
-            lines += [f"Order an image with a key of yours (a new one: imagekeep keys create {FIRST_USER}):"]
+            lines += [
+                f"Keys are shown only when they are made; for a new one: {sys.argv[0]} keys create {FIRST_USER}",
+                "Order an image:",
+            ]
         return "\n".join([*lines, "", f"  {self.curl}", "", f"API docs: {self.url}/docs   Stop with Ctrl-C.", ""])
 
     def as_json(self) -> str:
@@ -136,7 +140,9 @@ def _bind(host: str, port: int) -> Iterator[socket.socket]:
             # connection. Whoever calls before the start is over waits for its end.
             listener.listen(_BACKLOG)
         except OSError as error:
-            raise ServeError(f"Port {port} on {host} can't be had ({error.strerror}). Choose another PORT.") from error
+            raise ServeError(
+                f"Port {port} on {host} can't be had ({error.strerror}). Choose another: --port N, or PORT."
+            ) from error
         listener.set_inheritable(True)
         yield listener
 
@@ -318,6 +324,9 @@ def _serve_with_workers(settings: Settings, neighbours: Neighbours, listener: so
                 if worker.is_alive():
                     continue
                 log.error("worker_died", pid=worker.pid, exit_code=worker.exitcode)
+                if worker.exitcode == STARTUP_FAILURE:
+                    # It would fail the same way a thousand times.
+                    raise ServeError("A worker could not start; its own message stands above.")
                 prometheus_workers.mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
                 # A worker that can't start would be started a thousand times a second.
                 stopping.wait(_RESTART_PAUSE_SECONDS)

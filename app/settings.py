@@ -118,9 +118,9 @@ class Settings(BaseSettings):
     @field_validator("tt_api_key")
     @classmethod
     def _one_line(cls, value: SecretStr | None) -> SecretStr | None:
-        # httpx refuses such a header only at the first order; here it is found before anything starts.
-        if value and not (value.get_secret_value().isascii() and value.get_secret_value().isprintable()):
-            raise ValueError("holds characters that no key has (a line break?)")
+        # The upstream client refuses such a key only when it opens; here it is found before anything starts.
+        if value and not all("!" <= character <= "~" for character in value.get_secret_value()):
+            raise ValueError("holds characters that no key has (a blank, a line break?)")
         return value
 
     @field_validator("database_url")
@@ -153,6 +153,8 @@ class Settings(BaseSettings):
             raise ValueError("must begin with http:// or https:// and a host")
         if parts.query or parts.fragment or parts.username is not None:
             raise ValueError("must hold no user, query or fragment")
+        if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*/?", parts.path):
+            raise ValueError("must have a plain path, or none")
         return value.rstrip("/")
 
     @field_validator("s3_prefix")
@@ -239,7 +241,9 @@ class _SecretFiles(PydanticBaseSettingsSource):
         if field_name not in SECRETS or not path:
             return None, field_name, False
         try:
-            return Path(path).read_text(encoding="utf-8").strip() or None, field_name, False
+            secret = Path(path).read_text(encoding="utf-8").strip()
+            # Taken for "not set", an empty file would silently bring the sandbox, or a throw-away database.
+            return secret or _UnreadableFile("is empty"), field_name, False
         except (OSError, UnicodeDecodeError) as error:
             return _UnreadableFile(f"can't be read: {type(error).__name__}"), field_name, False
 

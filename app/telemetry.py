@@ -124,6 +124,8 @@ def configure_logging(*, level: str, log_format: str, secrets: Iterable[str]) ->
         logger.propagate = True
     # Alembic tells at INFO which engine it found, on every start; its warnings matter.
     logging.getLogger("alembic").setLevel(max(logging.WARNING, root.level))
+    # uvicorn's lines about its own start would bury the banner.
+    logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, root.level))
 
 
 def _redactor(secrets: tuple[str, ...]) -> structlog.typing.Processor:

@@ -109,6 +109,7 @@ async def open_wiring(settings: Settings, neighbours: Neighbours) -> AsyncIterat
             pending_seconds=settings.pending_lease_seconds,
             generated_seconds=settings.generated_lease_seconds,
             source_lifetime_seconds=settings.source_lifetime_seconds,
+            send_within_seconds=settings.pending_lease_seconds - settings.upstream_timeout_seconds,
         )
         driver = Driver(database=database, upstream=upstream, catalog=catalog, rehost=rehost, leases=leases)
         runner = Runner(

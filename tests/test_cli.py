@@ -139,6 +139,13 @@ def test_the_sandbox_runs_alone_until_ctrl_c(tmp_path: Path) -> None:
     assert (rest, complaints, sandbox.returncode) == ("", "", 0)
 
 
+def test_the_sandbox_on_a_port_that_is_taken_is_told_in_a_sentence(running: Installation) -> None:
+    done = running.run("sandbox", "--port", str(running.port), "--json")
+
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith(f"imagekeep: Port {running.port} on 127.0.0.1 can't be had")
+
+
 # What users, keys and limits bind
 
 

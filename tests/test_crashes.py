@@ -30,7 +30,7 @@ PROMPTS = {
     "failed": "a fox [[refuse]]",
     "unknown": "a fox [[drop]]",
     "reset": "a fox [[reset]]",
-    "lost": "a fox [[picture garbage]]",
+    "lost": "a fox [[picture missing]] [[expires 1]]",
     "generated": "a fox [[picture flaky 5]]",
     "pending": "a fox [[hang]]",
 }
@@ -202,7 +202,9 @@ def pair(
     url = make_url(postgres_url).set(database=name).render_as_string(hide_password=False)
     folder = tmp_path_factory.mktemp("pair")
     with running_sandbox() as sandbox:
-        env = beside(url, sandbox, DATA_DIR=str(folder / "data"), **LEASES)
+        # Room for a picture that takes half of it, and yet a lease that a frozen process is soon beyond.
+        leases = LEASES | {"GENERATED_LEASE_SECONDS": "3"}
+        env = beside(url, sandbox, DATA_DIR=str(folder / "data"), **leases)
         with (
             running_installation(folder / "one", env=env) as one,
             running_installation(folder / "two", env=env) as two,

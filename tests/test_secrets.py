@@ -51,6 +51,7 @@ def test_no_secret_is_written_anywhere(canary_database_url: str, sandbox: Runnin
             LOG_LEVEL="DEBUG",
             UPSTREAM_TIMEOUT_SECONDS="2",
             PENDING_LEASE_SECONDS="3",
+            GENERATED_LEASE_SECONDS="2",
         )
         with running_installation(tmp_path / "secrets", env=env) as installation:
             another = installation.ask("keys", "create", "first")["key"]
@@ -132,7 +133,7 @@ def break_things(installation: Installation) -> list[httpx.Response]:
         "[[garbage]]",
         "[[refuse]]",
     ]
-    faults += ["[[picture garbage]]", "[[picture missing]] [[expires 1]]", "[[html 502]]"]
+    faults += ["[[picture garbage]] [[expires 1]]", "[[picture missing]] [[expires 1]]", "[[html 502]]"]
     with ThreadPoolExecutor(4) as threads:
         ordered = list(threads.map(lambda fault: installation.order(f"{PROMPT} {fault}"), faults))
     return [

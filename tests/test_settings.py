@@ -89,6 +89,12 @@ def test_a_variable_goes_before_its_file(load: Load, tmp_path: Path) -> None:
     assert settings.tt_api_key.get_secret_value() == "from-the-variable"
 
 
+def test_an_empty_secret_file_is_a_fault_and_not_the_sandbox(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("\n")
+
+    assert faults(load, TT_API_KEY_FILE=str(tmp_path / "key")) == {"TT_API_KEY_FILE": "is empty"}
+
+
 def test_only_secrets_are_read_from_files(load: Load, tmp_path: Path) -> None:
     (tmp_path / "port").write_text("1001")
 
@@ -206,6 +212,7 @@ def test_every_usual_scheme_of_postgres_is_taken(load: Load, scheme: str) -> Non
         ("PUBLIC_URL", "https://images.example.com/?a=b"),
         ("PUBLIC_URL", "https://ada:pw@images.example.com"),
         ("PUBLIC_URL", "https://images.example.com:99999"),
+        ("PUBLIC_URL", "https://images.example.com/a b"),
         ("TT_API_BASE_URL", "api.ttapi.io"),
     ],
 )
@@ -219,7 +226,7 @@ def test_the_key_never_crosses_a_network_in_the_clear(load: Load) -> None:
     assert load(TT_API_KEY="a-key").tt_api_base_url == "https://api.ttapi.io"
 
 
-@pytest.mark.parametrize("key", ["two\nlines", "tab\tbed", "schlüssel"])
+@pytest.mark.parametrize("key", ["two\nlines", "tab\tbed", "two words", "schlüssel"])
 def test_a_key_that_no_header_can_carry_is_a_fault(load: Load, key: str) -> None:
     assert set(faults(load, TT_API_KEY=key)) == {"TT_API_KEY"}
 

@@ -4,13 +4,17 @@ from typing import Annotated
 
 import structlog
 from fastapi import Depends, Request
+from fastapi.security import HTTPBearer
 
 from app.accounts.keys import Caller, check_form, find_caller
 from app.api.surface import wiring_of
 from app.errors import ApiKeyMissing
 
+# For the schema alone, so that /docs has a place to put a key; the header is read below, in our own words.
+_bearer = HTTPBearer(auto_error=False, scheme_name="API key", description="`Authorization: Bearer ik_user_...`")
 
-async def authenticate(request: Request) -> Caller:
+
+async def authenticate(request: Request, _: Annotated[object, Depends(_bearer)]) -> Caller:
     """Return who the `Authorization: Bearer` header speaks for.
 
     Raises ApiKeyMissing, ApiKeyMistyped, ApiKeyInvalid, UserDisabled or DatabaseUnavailable.

@@ -1,8 +1,10 @@
 """What does a caller see: Imagekeep's own routes, their schemas, and how an answer is written?"""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -20,11 +22,15 @@ from app.api.prefer import Preference, read_idempotency_key, read_preference
 from app.api.quota import quota_headers, refusal_headers
 from app.api.surface import create_surface, error_headers, parse_json, read_body, request_id_of, wiring_of
 from app.errors import (
+    AnswerUnavailable,
     AppError,
+    DatabaseUnavailable,
     GenerationRunning,
     ImageDeleted,
+    InternalError,
     InvalidValue,
     NotFound,
+    StorageUnavailable,
     error_of_code,
 )
 from app.generations import images, records
@@ -35,6 +41,7 @@ _PAGE_DEFAULT, _PAGE_MAX = 20, 100
 _RUNNING_RETRY_SECONDS = 2
 # Failures that cost nothing and pass: worth another try after this long.
 _FAILURE_RETRY_SECONDS = {"upstream_busy": 5, "upstream_unreachable": 2, "database_unavailable": 2}
+_PROBLEM: dict[str, Any] = {"application/problem+json": {"schema": {"type": "object", "required": ["code", "detail"]}}}
 _NO_STORE = {"cache-control": "no-store"}
 
 
@@ -66,11 +73,23 @@ def create_native() -> FastAPI:
     app.add_api_route("/images/{generation_id}", delete_generation, methods=["DELETE"])
     app.add_api_route("/me", get_me, methods=["GET"])
     app.add_api_route("/models", list_models, methods=["GET"])
+    app.openapi = partial(_schema, app.openapi)  # type: ignore[method-assign]
     return app
 
 
+def _schema(generated: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return FastAPI's schema with our errors in the place of its 422, which this surface never answers."""
+    schema = generated()
+    problem = {"description": "A problem (RFC 9457); `code` says which, docs/api.md what to do.", "content": _PROBLEM}
+    for operations in schema["paths"].values():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)
+            operation["responses"]["default"] = problem
+    return schema
+
+
 async def order_image(request: Request, caller: Authenticated) -> Response:
-    """Order an image, wait for it, and answer with its permanent URL. Docs: api.md, "Ordering an image"."""
+    """Order an image, wait for it, and answer with its permanent URL. See docs/api.md."""
     wiring = wiring_of(request)
     preference = read_preference(request)
     idempotency_key = read_idempotency_key(request)
@@ -79,7 +98,11 @@ async def order_image(request: Request, caller: Authenticated) -> Response:
     placed = await wiring.runner.place(
         caller, order, idempotency_key=idempotency_key, request_id=request_id_of(request)
     )
-    generation = await wiring.runner.wait(placed.generation_id, caller.user_id, seconds=preference.wait_seconds)
+    try:
+        generation = await wiring.runner.wait(placed.generation_id, caller.user_id, seconds=preference.wait_seconds)
+    except (DatabaseUnavailable, InternalError) as error:
+        # It is paid for, or about to be: an answer that invites another try would be paid for twice.
+        raise AnswerUnavailable(details={"id": str(placed.generation_id)}) from error
     return await _render_order(request, generation, preference, quota_headers(placed.gauges))
 
 
@@ -206,7 +229,9 @@ async def _render_order(
     if generation.state != "completed":
         raise _failure(generation)
     if preference.picture:
-        return await stream_image(wiring_of(request), generation.images[0], headers)
+        # Where storage keeps the picture to itself just now, its URL is the answer: a 503 would be ordered again.
+        with suppress(StorageUnavailable):
+            return await stream_image(wiring_of(request), generation.images[0], headers)
     return JSONResponse(_generation_json(request, generation), headers=headers)
 
 

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from app.database.schema import current_revision, head_revision
+from app.database.schema import current_revision, head_revision, takes_writes
 from app.errors import DatabaseUnavailable
 from app.storage.base import StorageError
 from app.wiring import Wiring
@@ -57,6 +57,8 @@ async def _database_state(wiring: Wiring) -> str:
     try:
         async with asyncio.timeout(_CHECK_SECONDS_MAX), wiring.database.statement() as connection:
             revision = await current_revision(connection)
+            if not await takes_writes(connection):
+                return "read-only"
     except (DatabaseUnavailable, TimeoutError):
         return "unavailable"
     except ProgrammingError:

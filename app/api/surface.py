@@ -1,5 +1,6 @@
 """What do all surfaces share: a request's id and log line, its body's limit, and errors in the caller's own format?"""
 
+import asyncio
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import telemetry
 from app.errors import (
+    AnswerUnavailable,
     AppError,
     BodyTooLarge,
     InternalError,
@@ -38,6 +40,10 @@ _PARAMETER = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 # A body over the limit is read on and thrown away up to here: answered at once, most clients would see a broken
 # connection instead of the 413.
 _DISCARDED_BYTES_MAX = 32 * 1024 * 1024
+
+_CUT_OFF = (
+    "The service was stopped before your answer was there. An order may have been taken: look at GET /images first."
+)
 
 Body = TypeVar("Body", bound=BaseModel)
 Render = Callable[[Request, AppError], Response]
@@ -163,8 +169,9 @@ class RequestContext:
     An error that comes out of the application was answered and logged by the surface it happened on, so it ends here.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, render: Render) -> None:
         self._app = app
+        self._render = render
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -185,6 +192,10 @@ class RequestContext:
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self._app(scope, receive, send_with_id)
+            except asyncio.CancelledError:
+                # The process was told to stop now. Unanswered, uvicorn would say a bare 500, which clients order again.
+                if not status:
+                    await self._render(Request(scope), AnswerUnavailable(_CUT_OFF))(scope, receive, send_with_id)
             except Exception:
                 if not status:
                     raise

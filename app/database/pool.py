@@ -32,6 +32,11 @@ class Database:
             connect_args={
                 "connect_timeout": max(2, int(timeout_seconds)),
                 "application_name": "imagekeep",
+                # A peer that vanished without a word is found out in seconds; TCP alone takes a quarter of an hour.
+                "keepalives_idle": 5,
+                "keepalives_interval": 2,
+                "keepalives_count": 3,
+                "tcp_user_timeout": statement_ms,
                 "options": f"-c statement_timeout={statement_ms} -c lock_timeout={int(statement_ms * _LOCK_SHARE)}"
                 f" -c idle_in_transaction_session_timeout={statement_ms} -c timezone=UTC",
             },
@@ -68,9 +73,10 @@ class _translated:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if isinstance(error, sqlalchemy.exc.TimeoutError | sqlalchemy.exc.OperationalError):
-            raise DatabaseUnavailable(retry_after_seconds=2) from error
-        if isinstance(error, sqlalchemy.exc.DBAPIError) and (
-            error.connection_invalidated or getattr(error.orig, "sqlstate", None) == _READ_ONLY
-        ):
-            raise DatabaseUnavailable(retry_after_seconds=2) from error
+        broken_off = isinstance(error, sqlalchemy.exc.DBAPIError) and error.connection_invalidated
+        away = isinstance(error, sqlalchemy.exc.TimeoutError | sqlalchemy.exc.OperationalError)
+        read_only = isinstance(error, sqlalchemy.exc.DBAPIError) and getattr(error.orig, "sqlstate", "") == _READ_ONLY
+        if broken_off or away or read_only:
+            unavailable = DatabaseUnavailable(retry_after_seconds=2)
+            unavailable.in_doubt = broken_off
+            raise unavailable from error

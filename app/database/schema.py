@@ -39,6 +39,11 @@ def migrate(database_url: str) -> tuple[str | None, str]:
         engine.dispose()
 
 
+async def takes_writes(connection: AsyncConnection) -> bool:
+    """Return whether the database takes writes: a standby that was not promoted yet does not."""
+    return (await connection.execute(text("SHOW transaction_read_only"))).scalar() == "off"
+
+
 async def current_revision(connection: AsyncConnection) -> str | None:
     """Return the revision the database is at. Raises what SQLAlchemy raises before the first migration."""
     revision: str | None = (await connection.execute(text("SELECT version_num FROM alembic_version"))).scalar()

@@ -6,8 +6,8 @@ all go through it.
 
 import random
 import time
-from asyncio import sleep
-from collections.abc import Iterator, Sequence
+from asyncio import sleep, timeout
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -16,7 +16,7 @@ import structlog
 
 from app import telemetry
 from app.database.pool import Database
-from app.errors import DatabaseUnavailable, NotFound
+from app.errors import DatabaseUnavailable
 from app.generations import records
 from app.generations.records import Generation, Image, Move
 from app.generations.rehost import Rehost, RehostFailed
@@ -27,8 +27,6 @@ from app.upstream.outcome import BytesSource, Generated, Outcome, Refused, Unkno
 log = structlog.get_logger(__name__)
 
 _PAUSE_SECONDS_FIRST, _PAUSE_SECONDS_MAX = 0.2, 15.0
-# Bytes that are no picture are asked for again, in case they were cut; after this many times they are what they are.
-_NOT_A_PICTURE_TRIES_MAX = 3
 # A step ends before its lease does, so that its runner and recovery don't work on the same row.
 _LEASE_SHARE = 0.8
 
@@ -40,6 +38,8 @@ class Leases:
     pending_seconds: float
     generated_seconds: float
     source_lifetime_seconds: float
+    # A reserved order that was not sent within this long is not sent at all: its lease must outlast the call.
+    send_within_seconds: float = 30
 
 
 class Driver:
@@ -54,27 +54,29 @@ class Driver:
         self._rehost = rehost
         self._leases = leases
 
-    async def drive(self, generation: Generation) -> Generation:
+    async def drive(self, generation: Generation, *, held_seconds: Callable[[], float] = lambda: 0) -> Generation:
         """Take a generation from where it stands to its end, and return it as it stands then.
 
         It comes from RESERVE or from CLAIM, so nobody else runs it. One that could not be rehosted within its lease
-        is returned as it is: recovery goes on with it.
+        is returned as it is: recovery goes on with it. `held_seconds` tells for how long it has been reserved.
         """
         with structlog.contextvars.bound_contextvars(generation_id=str(generation.id)):
             while not generation.ended:
-                moved = await self._step(generation)
+                moved = await self._step(generation, held_seconds)
                 if moved is None:
-                    return await self._reread(generation.id)
+                    return await self._reread(generation)
                 _count(moved)
                 generation = moved
             return generation
 
-    async def _step(self, generation: Generation) -> Generation | None:
+    async def _step(self, generation: Generation, held_seconds: Callable[[], float]) -> Generation | None:
         """Go one state on. None when it stays, or when someone else moved it."""
         if generation.state == "generated":
             assert generation.source_urls, "a generated row has its sources"
             return await self._bring_home(generation, generation.source_urls, self._leases.generated_seconds)
         if generation.attempts == 0:
+            if held_seconds() > self._leases.send_within_seconds:
+                return await self._leave_unsent(generation)
             return await self._send(generation)
         # Somebody may have sent it, so it is never sent again.
         return await self._look_for_pictures(generation)
@@ -105,6 +107,18 @@ class Driver:
             )
             return await self._move_surely(generation.id, failed)
         return await self._leave_unknown(generation, outcome.detail)
+
+    async def _leave_unsent(self, generation: Generation) -> Generation | None:
+        # This process stood still between RESERVE and here. Others may have taken it for dead, a person may have
+        # resolved it and a retry may have been sent: sent now, one order could be paid for twice.
+        unsent = Move(
+            "failed",
+            leaving=("pending", "unknown"),
+            settled=(0, 0),
+            failure_code="upstream_unreachable",
+            failure_detail="its runner stood still and did not send it",
+        )
+        return await self._move_surely(generation.id, unsent)
 
     async def _take(self, generation: Generation, answer: Generated) -> Generation | None:
         # Pictures beyond the order were not paid for by its price, and would not fit what is held.
@@ -139,22 +153,31 @@ class Driver:
         revised_prompt: str | None = None,
     ) -> Generation | None:
         give_up_at = time.monotonic() + lease_seconds * _LEASE_SHARE
-        not_a_picture = 0
         for pause_seconds in _pauses():
             try:
-                pictures = await self._rehost.keep(generation, sources)
+                pictures = await self._keep_within(give_up_at - time.monotonic(), generation, sources)
             except RehostFailed as failure:
-                not_a_picture += failure.what == "picture"
                 telemetry.rehost_failures_total.labels(failure.what).inc()
                 log.warning("rehost_failed", detail=str(failure), final=failure.final)
-                final = failure.final or not_a_picture >= _NOT_A_PICTURE_TRIES_MAX
-                lost = await self._lose(generation, str(failure), if_source_expired=not final)
+                # What a URL gives now is no proof of what it gives later: a host that answered 200 with an error page
+                # for two seconds lost a paid picture here once. Only the end of the source decides.
+                lost = await self._lose(generation, str(failure), if_source_expired=not failure.final)
                 if lost is not None or time.monotonic() + pause_seconds > give_up_at:
                     return lost
                 await sleep(pause_seconds)
             else:
                 return await self._complete(generation, pictures, revised_prompt=revised_prompt)
         raise AssertionError("pauses do not end")
+
+    async def _keep_within(
+        self, seconds: float, generation: Generation, sources: Sequence[str | bytes]
+    ) -> tuple[Image, ...]:
+        """Rehost, and give up before the lease does: longer, and recovery would work on the same row."""
+        try:
+            async with timeout(seconds):
+                return await self._rehost.keep(generation, sources)
+        except TimeoutError as error:
+            raise RehostFailed("time", "not done within its lease") from error
 
     async def _complete(
         self, generation: Generation, pictures: tuple[Image, ...], *, revised_prompt: str | None = None
@@ -166,7 +189,11 @@ class Driver:
             revised_prompt=revised_prompt,
             pictures=pictures,
         )
-        return await self._move_surely(generation.id, completed)
+        moved = await self._move_surely(generation.id, completed)
+        if moved is None and (await self._reread(generation)).deleted_at is not None:
+            # Another runner was first and the image was deleted since: what was just stored would stay for ever.
+            await self._rehost.discard(pictures)
+        return moved
 
     async def _lose(self, generation: Generation, detail: str, *, if_source_expired: bool) -> Generation | None:
         lost = Move(
@@ -196,6 +223,10 @@ class Driver:
             return await self._complete(generation, pictures)
         return await self._leave_unknown(generation, "its runner died before upstream's answer was committed")
 
+    async def require_storage(self) -> None:
+        """Raise StorageUnavailable while what is bought now could not be stored."""
+        await self._rehost.require_storage()
+
     async def resolve(self, generation: Generation, *, billed: bool) -> Generation | None:
         """Settle an `unknown` generation by a person's word: `lost` if it was billed, `failed` if it was not.
 
@@ -219,7 +250,7 @@ class Driver:
 
         The statement may have been committed although its answer was lost. None when it was not.
         """
-        failed = Move("failed", leaving=("pending",), settled=(0, 0), failure_code="database_unavailable")
+        failed = Move("failed", leaving=("pending", "unknown"), settled=(0, 0), failure_code="database_unavailable")
         return await self._move_surely(generation_id, failed)
 
     async def _move(self, generation_id: UUID, to: Move) -> Generation | None:
@@ -236,12 +267,13 @@ class Driver:
                 await sleep(pause_seconds)
         raise AssertionError("pauses do not end")
 
-    async def _reread(self, generation_id: UUID) -> Generation:
-        async with self._database.statement() as connection:
-            generation = await records.find(connection, generation_id)
-        if generation is None:
-            raise NotFound("There is no such generation.")
-        return generation
+    async def _reread(self, generation: Generation) -> Generation:
+        """Return how it stands now, or how it was last known to stand while the database is away."""
+        try:
+            async with self._database.statement() as connection:
+                return await records.find(connection, generation.id) or generation
+        except DatabaseUnavailable:
+            return generation
 
 
 def _pauses() -> Iterator[float]:

@@ -58,7 +58,7 @@ async def delete(database: Database, storages: Mapping[str, Storage], generation
 async def erase_left_over(database: Database, storages: Mapping[str, Storage], *, batch_max: int) -> int:
     """Erase the bytes of up to `batch_max` deleted images whose storage did not answer then. Returns how many went."""
     async with database.statement() as connection:
-        left = await _to_erase(connection, batch_max=batch_max)
+        left = await _to_erase(connection, list(storages), batch_max=batch_max)
     return sum([await _erase(database, storages, image) for image in left])
 
 
@@ -145,12 +145,19 @@ async def _mark_deleted(connection: AsyncConnection, generation_id: UUID) -> Seq
     return [Image(**{name: row[name] for name in IMAGE_COLUMNS}) for row in rows.mappings()]
 
 
-async def _to_erase(connection: AsyncConnection, *, batch_max: int) -> Sequence[Image]:
-    """Return up to `batch_max` deleted images whose bytes may still be in storage."""
+async def _to_erase(connection: AsyncConnection, storages: Sequence[str], *, batch_max: int) -> Sequence[Image]:
+    """Return up to `batch_max` deleted images whose bytes may still be in one of these storages.
+
+    In no order: the same few that can't be erased would else keep all others waiting for ever.
+    """
     query = (
         select(*(images_table.c[name] for name in IMAGE_COLUMNS))
-        .where(images_table.c.deleted_at.is_not(None), images_table.c.erased_at.is_(None))
-        .order_by(images_table.c.id)
+        .where(
+            images_table.c.deleted_at.is_not(None),
+            images_table.c.erased_at.is_(None),
+            images_table.c.storage.in_(storages),
+        )
+        .order_by(func.random())
         .limit(batch_max)
     )
     return [Image(**row) for row in (await connection.execute(query)).mappings()]

@@ -220,7 +220,9 @@ moved AS (
         failure_detail = CAST(:failure_detail AS text),
         -- A failure that is surely free leaves the key free, so that a retry really retries.
         idempotency_key = CASE WHEN :state = 'failed' THEN NULL ELSE g.idempotency_key END,
-        revised_prompt = COALESCE(CAST(:revised_prompt AS text), g.revised_prompt),
+        -- A late answer must not bring words back to a generation that was deleted while it was unknown.
+        revised_prompt = CASE WHEN g.deleted_at IS NULL
+            THEN COALESCE(CAST(:revised_prompt AS text), g.revised_prompt) END,
         source_urls = CASE WHEN :state = 'generated' THEN CAST(:source_urls AS text[]) END,
         source_expires_at = CASE WHEN :state = 'generated' THEN COALESCE(
             CAST(:source_expires_at AS timestamptz), m.ts + make_interval(secs => :source_lifetime_seconds))

@@ -10,6 +10,7 @@ import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import structlog
@@ -17,6 +18,7 @@ from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 
 from app import telemetry
+from app.errors import StorageUnavailable
 from app.generations.records import Generation, Image
 from app.storage.base import CannotTell, ObjectMissing, Storage, StorageError
 from app.upstream.download import Downloader, DownloadError
@@ -100,6 +102,7 @@ class Rehost:
         self._places = asyncio.Semaphore(in_flight_max)
         # Decoding is CPU; beside the loop it would stall every other caller.
         self._threads = ThreadPoolExecutor(_CHECK_THREADS, thread_name_prefix="picture")
+        self._storage_failed = False
 
     async def keep(self, generation: Generation, sources: Sequence[str | bytes]) -> tuple[Image, ...]:
         """Bring the picture behind each source, a URL or bytes, into storage, and say where each is.
@@ -114,12 +117,14 @@ class Rehost:
     async def _keep(self, generation: Generation, position: int, source: str | bytes) -> Image:
         async with self._places:
             body = source if isinstance(source, bytes) else await self._fetch(source)
-            picture = await self._inspect(body)
+            picture = await self._inspect(body, final=isinstance(source, bytes))
             key = f"{generation.storage_stem}-{position}.{picture.extension}"
             try:
                 await self._home.put(key, picture.body, content_type=picture.content_type)
             except StorageError as error:
+                self._storage_failed = True
                 raise RehostFailed("storage", str(error)) from error
+            self._storage_failed = False
         return _image(picture, position, self._home.name, key)
 
     async def _fetch(self, url: str) -> bytes:
@@ -128,25 +133,26 @@ class Rehost:
         except DownloadError as error:
             raise RehostFailed("download", str(error), final=not error.retryable) from error
 
-    async def _inspect(self, body: bytes) -> Picture:
+    async def _inspect(self, body: bytes, *, final: bool = False) -> Picture:
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._threads, lambda: inspect(body, pixels_max=self._pixels_max))
         except NotAPicture as error:
-            raise RehostFailed("picture", str(error)) from error
+            # Bytes in hand are what they are; a URL may answer better the next time.
+            raise RehostFailed("picture", str(error), final=final) from error
 
     async def find_kept(self, generation: Generation) -> tuple[Image, ...]:
         """Return the pictures that are in storage under this generation's keys although its row doesn't say so.
 
-        They are read and checked, so what is returned is whole. Empty when there is none, or when storage can't tell:
-        S3 without the right to list answers 403 for what is missing, and that is no proof of absence. Raises
-        RehostFailed when a storage does not answer.
+        They are read and checked, so what is returned is whole. Empty unless every picture of the order is there: with
+        fewer, nobody knows what was billed. Empty too when storage can't tell: S3 without the right to list answers
+        403 for what is missing, and that is no proof of absence. Raises RehostFailed when a storage does not answer.
         """
         found = []
         for position in range(generation.held_images):
             image = await self._find_one(generation, position)
             if image is None:
-                break
+                return ()
             found.append(image)
         return tuple(found)
 
@@ -162,8 +168,35 @@ class Rehost:
                     continue
                 except StorageError as error:
                     raise RehostFailed("storage", str(error)) from error
+                except RehostFailed as failure:
+                    # An object that was cut is no picture of ours. Postponed for it, the row would never end.
+                    log.warning("stored_object_is_no_picture", key=key, detail=str(failure))
+                    continue
                 return _image(picture, position, storage.name, key)
         return None
+
+    async def require_storage(self) -> None:
+        """Raise StorageUnavailable while new pictures can't be stored: a picture bought now could be lost.
+
+        Asks storage only after a put has failed and none has worked since.
+        """
+        if not self._storage_failed:
+            return
+        try:
+            await self._home.check()
+        except StorageError as error:
+            log.warning("order_refused_without_storage", detail=str(error))
+            raise StorageUnavailable(
+                "Images can't be stored just now, so nothing new is ordered. Nothing was charged; try again shortly.",
+                retry_after_seconds=10,
+            ) from error
+        self._storage_failed = False
+
+    async def discard(self, pictures: Sequence[Image]) -> None:
+        """Delete pictures that were stored for a row that is no longer there to hold them."""
+        for picture in pictures:
+            with suppress(StorageError):
+                await self._home.delete(picture.storage_key)
 
     async def close(self) -> None:
         """Let the threads go."""

@@ -30,6 +30,7 @@ from app.errors import (
     NotFound,
     Overloaded,
     RateLimitExceeded,
+    StorageUnavailable,
     TooManyInFlight,
 )
 from app.generations import records
@@ -82,14 +83,14 @@ class Runner:
         """Hold the price and start a generation, or find the one that this Idempotency-Key named before.
 
         Returns once the price is held. Raises BudgetSpent, RateLimitExceeded, TooManyInFlight, ApiKeyInvalid,
-        IdempotencyKeyReused, Overloaded or DatabaseUnavailable, and then nothing is held.
+        IdempotencyKeyReused, Overloaded, StorageUnavailable or DatabaseUnavailable, and then nothing is held.
         """
-        if self._slots_free <= 0 or self._draining:
-            # A replay needs no slot: its work is done, or has one.
+        if (refusal := await self._refuse_unasked()) is not None:
+            # A replay needs neither slot nor storage: its work is done, or has them.
             if idempotency_key and (known := await self._known(caller, order, idempotency_key)):
                 return known
-            telemetry.refusals_total.labels(Overloaded.code, "").inc()
-            raise Overloaded(retry_after_seconds=_OVERLOADED_RETRY_SECONDS)
+            telemetry.refusals_total.labels(refusal.code, "").inc()
+            raise refusal
         self._slots_free -= 1
         placed: asyncio.Future[Placed] = asyncio.get_running_loop().create_future()
         # The handler may be gone when this is set; asyncio would then complain of an error that nobody fetched.
@@ -138,6 +139,16 @@ class Runner:
             log.warning("drain_cut_off", generations=len(cut_off))
             await asyncio.wait(cut_off, timeout=5)
 
+    async def _refuse_unasked(self) -> AppError | None:
+        """Return why no new order is taken just now, before anything is held; None when one is."""
+        try:
+            await self._driver.require_storage()
+        except StorageUnavailable as error:
+            return error
+        if self._slots_free <= 0 or self._draining:
+            return Overloaded(retry_after_seconds=_OVERLOADED_RETRY_SECONDS)
+        return None
+
     async def _known(self, caller: Caller, order: PricedOrder, idempotency_key: str) -> Placed | None:
         async with self._database.statement() as connection:
             found = await records.find_keyed(connection, caller.user_id, idempotency_key)
@@ -152,8 +163,9 @@ class Runner:
         request_id: str | None,
     ) -> Generation | None:
         try:
+            started = time.monotonic()
             held = await self._reserve_for(placed, caller, order, idempotency_key, request_id)
-            return await self._drive(held) if held else None
+            return await self._drive(held, started) if held else None
         finally:
             self._slots_free += 1
 
@@ -203,14 +215,16 @@ class Runner:
                     idempotency_key=idempotency_key,
                     request_id=request_id,
                 )
-        except DatabaseUnavailable:
-            self._own(self._driver.give_back_unsent(generation_id))
+        except DatabaseUnavailable as error:
+            # Only then can something be held. For every refusal, thousands of these would queue for the database.
+            if error.in_doubt:
+                self._own(self._driver.give_back_unsent(generation_id))
             raise
 
-    async def _drive(self, generation: Generation) -> Generation:
+    async def _drive(self, generation: Generation, started: float) -> Generation:
         telemetry.generations_in_flight.inc()
         try:
-            return await self._driver.drive(generation)
+            return await self._driver.drive(generation, held_seconds=lambda: time.monotonic() - started)
         finally:
             telemetry.generations_in_flight.dec()
             del self._running[generation.user_id, generation.id]

@@ -32,7 +32,10 @@ class DownloadError(Exception):
 
 
 class SourceForbidden(DownloadError):
-    """The URL, a redirect of it, or an address behind it is not public https. No connection was made to it."""
+    """The URL, a redirect of it, or an address behind it is not public https. No connection was made to it.
+
+    Retryable where a name was resolved to such an address, and not where the URL itself says so.
+    """
 
 
 class SourceTooLarge(DownloadError):
@@ -137,7 +140,10 @@ class Downloader:
         try:
             check_addresses(source, addresses)
         except SourceForbiddenError as error:
-            raise SourceForbidden(f"{source.host} is refused: {error}") from None
+            # A name may lead elsewhere the next time: one odd answer of a resolver must not lose a paid picture.
+            refused = SourceForbidden(f"{source.host} is refused: {error}")
+            refused.retryable = source.literal is None
+            raise refused from None
         return addresses
 
     async def _body(self, source: SourceAddress, response: httpx.Response) -> bytes:

@@ -183,3 +183,11 @@ def test_each_key_speaks_for_its_own_user(service: Service) -> None:
     answer = get_me(service, f"Bearer {other}".encode())
 
     assert answer.json()["user"] == "somebody else"
+
+
+def test_the_schema_says_where_a_key_goes_and_that_errors_are_problems(service: Service) -> None:
+    schema = service.client.get("/openapi.json").json()
+
+    assert schema["components"]["securitySchemes"]["API key"]["scheme"] == "bearer"
+    assert schema["paths"]["/images"]["post"]["security"] == [{"API key": []}]
+    assert "422" not in schema["paths"]["/images"]["get"]["responses"]

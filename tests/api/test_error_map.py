@@ -65,10 +65,10 @@ MAY_BE_BILLED = {
 }
 
 LOST = {
-    "the picture is HTML": "[[picture html]]",
-    "the picture is an SVG": "[[picture svg]]",
+    "the picture is HTML": "[[picture html]] [[expires 1]]",
+    "the picture is an SVG": "[[picture svg]] [[expires 1]]",
     "the picture is larger than any may be": "[[picture huge]]",
-    "the picture would unpack to too many pixels": "[[picture bomb]]",
+    "the picture would unpack to too many pixels": "[[picture bomb]] [[expires 1]]",
     "the picture is missing until its URL has expired": "[[picture missing]] [[expires 1]]",
 }
 

@@ -5,7 +5,7 @@ Each test puts a row where a crash could have left it and lets a driver of its o
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 
@@ -16,11 +16,12 @@ from sqlalchemy import text
 from app.accounts import budgets
 from app.accounts.keys import Caller
 from app.database.pool import Database
-from app.generations import records
+from app.generations import images, records
 from app.generations.driver import Driver, Leases
 from app.generations.records import Generation, Held, Move
 from app.generations.recovery import recover_once
 from app.generations.rehost import Rehost
+from app.storage.base import ObjectMissing
 from app.storage.folder import FolderStorage
 from app.upstream.catalog import load_catalog
 from app.upstream.client import Upstream
@@ -209,6 +210,75 @@ async def test_a_picture_in_storage_outranks_the_word_that_nothing_was_billed(pa
 
     assert resolved is not None
     assert resolved.state == "completed"
+
+
+async def test_a_pending_row_with_a_broken_object_under_its_key_does_not_stay_for_ever(parts: Parts) -> None:
+    generation = await parts.reserve()
+    await parts.storage.put(f"{generation.storage_stem}-0.png", _png()[:40], content_type="image/png")
+
+    ended = await parts.recover()
+
+    assert ended.state == "unknown"
+
+
+async def test_a_pending_row_with_some_of_its_pictures_stored_is_unknown_and_gives_nothing_back(parts: Parts) -> None:
+    async with parts.database.statement() as connection:
+        held = await reserve(connection, parts.caller, make_order(n=2))
+    assert isinstance(held, Held)
+    await parts.storage.put(f"{held.generation.storage_stem}-0.png", _png(), content_type="image/png")
+
+    ended = await parts.recover()
+
+    assert (ended.state, ended.settled_micros, ended.held_micros) == ("unknown", None, 2 * PRICE_MICROS)
+
+
+async def test_an_order_whose_runner_stood_still_after_the_reserve_is_not_sent(
+    parts: Parts, sandbox: RunningSandbox
+) -> None:
+    generation = await parts.reserve()
+
+    ended = await parts.driver.drive(generation, held_seconds=lambda: 31)
+
+    assert (ended.state, ended.settled_micros) == ("failed", 0)
+    assert sandbox.witness()["asked"] == 0
+
+
+async def test_what_a_lost_reserve_may_have_held_is_given_back(parts: Parts) -> None:
+    generation = await parts.reserve()
+
+    given_back = await parts.driver.give_back_unsent(generation.id)
+
+    assert given_back is not None
+    assert given_back.state == "failed"
+    async with parts.database.statement() as connection:
+        assert {gauge.used for gauge in await _all_gauges(connection)} == {0}
+
+
+async def test_a_late_answer_brings_no_words_back_to_a_deleted_generation(parts: Parts) -> None:
+    generation = await parts.reserve()
+    unknown = await parts.recover()
+    await images.delete(parts.database, {"folder": parts.storage}, unknown)
+
+    late = await parts.driver.drive(replace(generation, prompt="a cat"))
+    await images.erase_left_over(parts.database, {"folder": parts.storage}, batch_max=8)
+
+    assert (late.state, late.prompt, late.revised_prompt) == ("completed", None, None)
+    with pytest.raises(ObjectMissing):
+        await parts.storage.head(late.images[0].storage_key)
+
+
+async def test_images_that_can_not_be_erased_keep_no_others_waiting(parts: Parts) -> None:
+    for _ in range(4):
+        await parts.driver.drive(await parts.reserve())
+    async with parts.database.statement() as connection:
+        await connection.execute(text("UPDATE images SET deleted_at = now()"))
+        await connection.execute(
+            text("UPDATE images SET storage = 's3:gone' WHERE id IN (SELECT id FROM images ORDER BY id LIMIT 3)")
+        )
+
+    erased = await images.erase_left_over(parts.database, {"folder": parts.storage}, batch_max=2)
+
+    assert erased == 1
 
 
 async def test_two_recoveries_at_once_claim_a_row_once(parts: Parts) -> None:
