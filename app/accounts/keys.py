@@ -186,5 +186,8 @@ async def rotate_key(tx: AsyncConnection, api_key_id: UUID) -> tuple[ApiKey, str
 
     The new key has a budget of its own; limits that were set on the old key are not carried over.
     """
+    revoked = select(api_keys.c.id).where(api_keys.c.id == api_key_id, api_keys.c.revoked_at.is_not(None))
+    if (await tx.execute(revoked)).one_or_none():
+        raise AccountsError("that key is revoked already; `imagekeep keys create` makes its user a new one")
     old = await revoke_key(tx, api_key_id)
     return await create_key(tx, await find_user(tx, old.user))

@@ -20,6 +20,9 @@ from app.storage.base import Storage
 
 log = structlog.get_logger(__name__)
 
+# The system's own chance: the module's shared generator is somebody's seed in a test beside us.
+_CHANCE = random.SystemRandom()
+
 _BATCH_MAX = 8
 
 

@@ -191,3 +191,10 @@ def test_the_schema_says_where_a_key_goes_and_that_errors_are_problems(service: 
     assert schema["components"]["securitySchemes"]["API key"]["scheme"] == "bearer"
     assert schema["paths"]["/images"]["post"]["security"] == [{"API key": []}]
     assert "422" not in schema["paths"]["/images"]["get"]["responses"]
+
+
+def test_a_key_that_is_sent_as_a_request_id_is_neither_echoed_nor_kept(service: Service) -> None:
+    answer = service.order("a red fox", headers={"x-request-id": service.key})
+
+    assert answer.headers["x-request-id"] != service.key
+    assert service.generation()["request_id"] == answer.headers["x-request-id"]

@@ -19,6 +19,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from app.database.binaries import choose_user, find_binaries
 from app.database.cluster import Place, lock_file, try_lock
 from app.database.embedded import EmbeddedPostgresError, open_embedded
 
@@ -55,6 +56,11 @@ def carried(install: str) -> Path:
     if spec is None or spec.submodule_search_locations is None:
         pytest.skip("needs the carrier package, imagekeep[embedded]")
     return Path(spec.submodule_search_locations[0]) / install / "bin"
+
+
+def within_reach(data_dir: Path) -> Path:
+    """The folder of binaries that Postgres' own user can run, also where this environment is in a closed home."""
+    return find_binaries(None, choose_user(data_dir / "postgres"), None).bin_dir
 
 
 @contextmanager
@@ -242,7 +248,7 @@ def test_a_postgres_that_outlived_its_owner_is_stopped(data_dir: Path) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             options = ["-c", f"port={probe.getsockname()[1]}", "-c", "unix_socket_directories="]
-        command = [carried("pginstall18") / "postgres", "-D", "/proc/self/cwd" if IS_ROOT else place.cluster, *options]
+        command = [within_reach(data_dir) / "postgres", "-D", "/proc/self/cwd" if IS_ROOT else place.cluster, *options]
         outlived = subprocess.Popen(
             command, cwd=place.cluster, pass_fds=(fd,), stderr=subprocess.DEVNULL, **cluster_owner(data_dir)
         )
@@ -373,20 +379,22 @@ def test_binaries_that_the_other_user_cannot_reach_are_copied_once(tmp_path: Pat
 def test_a_plain_user_runs_it_as_itself_and_root_joins_as_that_user(open_folder: Path) -> None:
     nobody = pwd.getpwnam("nobody").pw_uid
     data_dir = open_folder / "data"
+    bin_dir = within_reach(data_dir)
     data_dir.mkdir()
     os.chown(data_dir, nobody, nobody)
-    with launched(data_dir, "serve", uid=nobody) as serve:
+    with launched(data_dir, "serve", uid=nobody, binaries_dir=bin_dir) as serve:
         assert ask(answer(serve)["url"], "CREATE TABLE mine (a int)") is None
     with open_embedded(data_dir, role="command", durable=False) as postgres:
         assert ask(postgres.url, "SELECT count(*) FROM mine") == (0,)
-    with launched(data_dir, "serve", uid=nobody) as serve:
+    with launched(data_dir, "serve", uid=nobody, binaries_dir=bin_dir) as serve:
         assert ask(answer(serve)["url"], "SELECT count(*) FROM mine") == (0,)
 
 
 @as_root
 def test_a_user_without_a_name_is_told_why_postgres_refuses_it(open_folder: Path) -> None:
     open_folder.chmod(0o777)
-    with launched(open_folder / "data", "serve", uid=54321) as serve:
+    data_dir = open_folder / "data"
+    with launched(data_dir, "serve", uid=54321, binaries_dir=within_reach(data_dir)) as serve:
         assert "uid 54321, which has no name" in answer(serve)["error"]
 
 
