@@ -78,4 +78,4 @@ async def recover_for_ever(
             log.exception("recovery_round_failed")
         if recovered.claimed < _BATCH_MAX:
             # Jitter keeps replicas that were started together from asking together.
-            await asyncio.sleep(interval_seconds * random.uniform(0.5, 1.5))  # noqa: S311
+            await asyncio.sleep(interval_seconds * _CHANCE.uniform(0.5, 1.5))
