@@ -9,8 +9,6 @@ from typing import Any
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
-LOG_FORMATS = ("auto", "json", "console")
-
 # Their INFO prints whole URLs (an Azure signature opens the picture) and their DEBUG prints headers (TT-API-KEY).
 _LOUD_LOGGERS = (
     "httpx",
@@ -83,7 +81,7 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
 def configure_logging(*, level: str, log_format: str, secrets: Iterable[str]) -> None:
     """Send every log line of this process to standard error, structured and redacted.
 
-    `log_format` is one of LOG_FORMATS; "auto" is console on a terminal and JSON elsewhere. Standard output stays free
+    `log_format` is `json`, `console` or `auto`: console on a terminal and JSON elsewhere. Standard output stays free
     for what a person or a script asked for.
     """
     hidden = tuple(secret for secret in secrets if secret)

@@ -184,7 +184,7 @@ async def revoke_key(connection: AsyncConnection, api_key_id: UUID) -> ApiKey:
 async def rotate_key(tx: AsyncConnection, api_key_id: UUID) -> tuple[ApiKey, str]:
     """Revoke a key and make its user a new one, in one transaction. Returns and raises as above.
 
-    The new key has a budget of its own; limits that were set on the old key are not carried over.
+    The new key has a budget of its own, without limits: whoever rotates carries over those of the old one.
     """
     revoked = select(api_keys.c.id).where(api_keys.c.id == api_key_id, api_keys.c.revoked_at.is_not(None))
     if (await tx.execute(revoked)).one_or_none():

@@ -1,5 +1,6 @@
 """What becomes of an image after it was made: how is it found, read, deleted, and moved to another storage?"""
 
+import hashlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
@@ -116,8 +117,13 @@ async def _move(
     if source is None:
         raise StorageError(image.storage, "is not configured")
     body = b"".join([chunk async for chunk in await source.read(image.storage_key)])
+    if hashlib.sha256(body).digest() != image.sha256:
+        raise StorageError(image.storage, f"{image.storage_key} does not hold the bytes that were stored; it stays")
     key = image.storage_key if image.storage_key.startswith(prefix) else prefix + image.storage_key
     await home.put(key, body, content_type=image.content_type)
+    # Before anything points there: a store that kept half of a broken upload has been seen.
+    if (kept := await home.head(key)).bytes != image.size_bytes:
+        raise StorageError(home.name, f"{key} has {kept.bytes} bytes instead of {image.size_bytes}; move it again")
     async with database.statement() as connection:
         moved = await _set_home(connection, image, storage=home.name, storage_key=key)
     # The side that lost goes: the old object, or the copy of an image that was deleted meanwhile.

@@ -116,7 +116,6 @@ class OverLimit:
     """A limit refused the order; nothing was held. `gauge` is the broken one that lasts longest."""
 
     gauge: Gauge
-    gauges: tuple[Gauge, ...]
 
 
 @dataclass(frozen=True)
@@ -197,8 +196,7 @@ async def reserve(
     if row["known_id"] is not None:
         return Known(row["known_id"], row["same_order"])
     if row["refusal"] is not None:
-        gauges = tuple(_gauge(gauge, "used_before") for gauge in row["gauges"])
-        return OverLimit(_gauge(row["refusal"], "used_before"), gauges)
+        return OverLimit(_gauge(row["refusal"], "used_before"))
     if row["id"] is None:
         return KeyNotLive()
     return Held(_generation(row), tuple(_gauge(gauge, "used_after") for gauge in row["gauges"]))

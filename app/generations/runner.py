@@ -50,7 +50,6 @@ class Placed:
 
     generation_id: UUID
     gauges: tuple[Gauge, ...] = ()
-    replayed: bool = False
 
 
 class Runner:
@@ -254,7 +253,7 @@ def _result(task: asyncio.Task[Any]) -> Generation:
 def _replay(known: Known) -> Placed:
     if not known.same_order:
         raise IdempotencyKeyReused(parameter="Idempotency-Key")
-    return Placed(known.generation_id, replayed=True)
+    return Placed(known.generation_id)
 
 
 def _refusal(over: OverLimit) -> AppError:

@@ -195,19 +195,3 @@ def require_range(start: int, length: int | None) -> None:
     """Raise ValueError unless `start` and `length` (None: to the end) are counts of bytes."""
     if start < 0 or (length is not None and length < 0):
         raise ValueError(f"not a range of bytes: start {start}, length {length}")
-
-
-async def copy_between(source: Storage, target: Storage, key: str, *, content_type: str) -> int:
-    """Copy one object to another storage under the same key, and return its size in bytes once the target shows it.
-
-    The source keeps its object: delete it only after the image's row names the target. The object is held in memory
-    (a picture is at most 32 MiB). May be repeated after any failure.
-    Raises what the two storages raise; StorageUnavailable when the target shows another size than was put.
-    """
-    stream = await source.read(key)
-    body = b"".join([chunk async for chunk in stream])
-    await target.put(key, body, content_type=content_type)
-    copied = await target.head(key)
-    if copied.bytes != len(body):
-        raise StorageUnavailable(target.name, f"{key} has {copied.bytes} bytes instead of {len(body)}; copy it again")
-    return len(body)

@@ -8,18 +8,12 @@ import httpx
 
 from app.upstream.catalog import Model
 from app.upstream.outcome import (
-    BytesSource,
-    Generated,
     Outcome,
-    RefusalCode,
     Refused,
     Unknown,
-    UrlSource,
 )
 from app.upstream.reply import read_reply
 from app.upstream.wire import NEVER_SENT, BodyTooLarge, Wire, read_capped
-
-__all__ = ["BytesSource", "Generated", "Outcome", "RefusalCode", "Refused", "Unknown", "Upstream", "UrlSource"]
 
 # A picture of 32 MiB is 42.7 MiB of base64; the rest is room for the envelope and the revised prompt.
 ANSWER_BYTES_PER_IMAGE_MAX = 48 * 1024 * 1024

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,12 @@ def await_true(condition: Callable[[], bool], seconds: float = 10.0) -> None:
 
 
 def has_open(running: subprocess.Popen[str], path: Path) -> bool:
-    return any(fd.samefile(path) for fd in Path(f"/proc/{running.pid}/fd").iterdir() if fd.exists())
+    for fd in Path(f"/proc/{running.pid}/fd").iterdir():
+        # It opens and closes files while we look: asked for its existence first, one was gone by the second question.
+        with suppress(FileNotFoundError):
+            if fd.samefile(path):
+                return True
+    return False
 
 
 def no_postgres_is_left(data_dir: Path) -> bool:

@@ -21,12 +21,14 @@ from app.generations.driver import Driver, Leases
 from app.generations.records import Generation, Held, Move
 from app.generations.recovery import recover_once
 from app.generations.rehost import Rehost
-from app.storage.base import ObjectMissing
+from app.storage.base import ObjectMissing, Storage
 from app.storage.folder import FolderStorage
+from app.storage.s3 import S3Storage
 from app.upstream.catalog import load_catalog
 from app.upstream.client import Upstream
 from app.upstream.download import Downloader
 from tests.makers import PRICE_MICROS, make_caller, make_order, reserve
+from tests.s3_server import running_s3
 from tests.sandbox_server import RunningSandbox
 
 pytestmark = pytest.mark.anyio
@@ -279,6 +281,31 @@ async def test_images_that_can_not_be_erased_keep_no_others_waiting(parts: Parts
     erased = await images.erase_left_over(parts.database, {"folder": parts.storage}, batch_max=2)
 
     assert erased == 1
+
+
+async def test_a_move_leaves_an_image_whose_bytes_are_not_what_they_were_where_it_is(
+    parts: Parts, tmp_path: Path
+) -> None:
+    whole, spoiled = [await parts.driver.drive(await parts.reserve()) for _ in range(2)]
+    await parts.storage.put(spoiled.images[0].storage_key, _png(), content_type="image/png")
+    with running_s3(tmp_path / "s3") as server:
+        bucket = S3Storage(
+            server.bucket,
+            endpoint_url=server.url,
+            region="us-east-1",
+            path_style=True,
+            access_key_id=server.access_key_id,
+            secret_access_key=server.secret_access_key,
+        )
+        storages: dict[str, Storage] = {"folder": parts.storage, bucket.name: bucket}
+
+        moved = await images.move_all(parts.database, storages, bucket, prefix="")
+
+        assert (moved.images, moved.bytes) == (1, whole.images[0].size_bytes)
+        assert [image_id for image_id, _ in moved.failures] == [spoiled.images[0].id]
+        assert list(server.objects()) == [whole.images[0].storage_key]
+        assert (await parts.storage.head(spoiled.images[0].storage_key)).bytes == len(_png())
+        await bucket.close()
 
 
 async def test_two_recoveries_at_once_claim_a_row_once(parts: Parts) -> None:

@@ -6,9 +6,7 @@ import os
 
 import pytest
 
-from app.storage.base import CHUNK_BYTES, ObjectMissing, Storage, StoredObject, copy_between
-from app.storage.folder import FolderStorage
-from app.storage.s3 import S3Storage
+from app.storage.base import CHUNK_BYTES, ObjectMissing, Storage, StoredObject
 from tests.storage.conftest import whole
 
 pytestmark = pytest.mark.anyio
@@ -221,23 +219,6 @@ async def test_a_key_that_is_not_one_plain_path_is_a_bug(storage: Storage, key: 
     for call in (storage.head(key), storage.read(key), storage.delete(key), storage.put(key, b"", content_type="x/y")):
         with pytest.raises(ValueError, match="not a storage key"):
             await call
-
-
-async def test_a_picture_moves_from_the_folder_to_the_bucket_and_back(folder: FolderStorage, bucket: S3Storage) -> None:
-    await folder.put(KEY, BIG, content_type="image/png")
-
-    assert await copy_between(folder, bucket, KEY, content_type="image/png") == len(BIG)
-    await folder.delete(KEY)
-    assert await copy_between(bucket, folder, KEY, content_type="image/png") == len(BIG)
-
-    assert await whole(folder, KEY) == await whole(bucket, KEY) == BIG
-
-
-async def test_a_picture_that_is_missing_is_not_moved(folder: FolderStorage, bucket: S3Storage) -> None:
-    with pytest.raises(ObjectMissing) as refused:
-        await copy_between(folder, bucket, KEY, content_type="image/png")
-
-    assert refused.value.storage == "folder"
 
 
 def _descriptors_open() -> int:

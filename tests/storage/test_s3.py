@@ -7,14 +7,11 @@ from pathlib import Path
 import pytest
 
 from app.storage.base import (
-    ObjectMissing,
     Storage,
     StorageError,
     StorageMisconfigured,
     StorageUnavailable,
-    copy_between,
 )
-from app.storage.folder import FolderStorage
 from app.storage.s3 import S3Storage
 from tests.s3_server import S3Server, running_s3
 from tests.storage.conftest import s3_storage, whole
@@ -192,10 +189,3 @@ async def test_what_is_shown_of_a_storage_holds_no_credentials(bucket: S3Storage
 
     assert s3_server.secret_access_key not in shown
     assert s3_server.access_key_id not in shown
-
-
-async def test_a_move_back_after_the_bucket_was_emptied_says_what_is_missing(
-    bucket: S3Storage, folder: FolderStorage
-) -> None:
-    with pytest.raises(ObjectMissing, match="ab12-0"):
-        await copy_between(bucket, folder, KEY, content_type="image/png")

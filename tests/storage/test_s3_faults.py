@@ -282,6 +282,15 @@ async def test_a_body_that_stalls_is_unavailable_soon() -> None:
         released.set()
 
 
+def _has_let_go(request: Request) -> bool:
+    # With bytes still unread a close arrives as a reset.
+    try:
+        received: bytes = request.connection.recv(1)
+    except ConnectionResetError:
+        return True
+    return received == b""
+
+
 async def test_a_reader_cancelled_in_a_stall_lets_go_of_the_connection() -> None:
     begun, let_go = threading.Event(), threading.Event()
 
@@ -289,7 +298,7 @@ async def test_a_reader_cancelled_in_a_stall_lets_go_of_the_connection() -> None
         answering(200, b"begun", content_length="1000")(request)
         begun.set()
         request.connection.settimeout(10)
-        if request.connection.recv(1) == b"":
+        if _has_let_go(request):
             let_go.set()
 
     with hostile_store(stall) as storage:
@@ -310,7 +319,7 @@ async def test_a_wait_cancelled_while_opening_leaves_no_connection() -> None:
         answer_now.wait(10)
         answering(200, b"begun", content_length="1000")(request)
         request.connection.settimeout(10)
-        if request.connection.recv(1) == b"":
+        if _has_let_go(request):
             let_go.set()
 
     with hostile_store(late, read_timeout_seconds=10) as storage:

@@ -13,7 +13,8 @@ import httpx
 import pytest
 
 from app.upstream.catalog import load_catalog
-from app.upstream.client import BytesSource, Generated, Outcome, Refused, Unknown, Upstream, UrlSource
+from app.upstream.client import Upstream
+from app.upstream.outcome import BytesSource, Generated, Outcome, Refused, Unknown, UrlSource
 from app.upstream.wire import Wire
 from tests.upstream.raw_server import Connection, Script, raw_server
 
