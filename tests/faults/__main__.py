@@ -1,0 +1,134 @@
+"""How is the fault harness run for long: in pieces, each recorded as it ends, and going on where it stopped?
+
+python -m tests.faults                 every part, the pieces that the record lacks
+python -m tests.faults --part race     only this one (more than one may be named)
+python -m tests.faults --table         print the record's figures as docs/reliability.md shows them
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.faults.frame import Figures, Line, Part, Piece, line_from_json, together
+from tests.faults.parts import PARTS
+
+CHECKOUT = Path(__file__).parents[2]
+
+
+def main() -> int:
+    """Run what was asked for; 1 when anything broke."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__.partition("\n")[0])
+    parser.add_argument("--part", action="append", choices=[part.name for part in PARTS], help="only this part")
+    parser.add_argument("--record", type=Path, default=CHECKOUT / "faults.jsonl", help="where figures are kept")
+    parser.add_argument("--seed", type=int, default=20_261_122, help="what all chance comes from")
+    parser.add_argument("--table", action="store_true", help="run nothing, print the figures")
+    parser.add_argument("--piece", type=int, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    chosen = [part for part in PARTS if not asked.part or part.name in asked.part]
+    if asked.piece is not None:
+        return _run_here(chosen[0], asked.piece, asked.seed, asked.record)
+    code = code_tree()
+    if not asked.table:
+        for part in chosen:
+            _run_missing(part, asked.seed, code, asked.record)
+    lines = [line for line in read_record(asked.record) if line.code == code]
+    print(table(chosen, lines))
+    return 1 if any(line.figures.broken for line in lines) else 0
+
+
+def code_tree() -> str:
+    """Return git's name of the product's code as it is committed. What isn't committed is not what a figure is of."""
+    names = [
+        subprocess.run(
+            ["git", "rev-parse", "--short=12", f"HEAD:{folder}"],
+            cwd=CHECKOUT,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+        for folder in ("app", "migrations")
+    ]
+    return "+".join(names)
+
+
+def read_record(record: Path) -> list[Line]:
+    """Return the lines of a record, oldest first; none when there is no such file."""
+    if not record.exists():
+        return []
+    return [line_from_json(json.loads(line)) for line in record.read_text().splitlines()]
+
+
+def _run_missing(part: Part, seed: int, code: str, record: Path) -> None:
+    done = {line.number for line in read_record(record) if (line.part, line.code) == (part.name, code)}
+    for number in range(part.pieces):
+        if number in done:
+            continue
+        started = time.monotonic()
+        command = [sys.executable, "-m", "tests.faults", "--part", part.name, "--piece", str(number)]
+        with tempfile.NamedTemporaryFile() as answer:
+            command += ["--seed", str(seed), "--record", answer.name]
+            ended = _run_within(part.piece_seconds_max, command)
+            said = Path(answer.name).read_text()
+        figures = _figures(said) if said else Figures({}, broken=(f"piece {number} {ended}",))
+        line = Line(part.name, number, piece_seed(part, number, seed), code, time.monotonic() - started, figures)
+        with record.open("a") as kept:
+            kept.write(json.dumps(line.as_json()) + "\n")
+        print(f"{part.name} {number + 1}/{part.pieces} seed {line.seed}: {line.seconds:.0f} s {figures}", flush=True)
+
+
+def _run_within(seconds: float, command: list[str]) -> str:
+    """Run a piece in a session of its own, so that nothing it started outlives it. Says how it ended."""
+    child = subprocess.Popen(command, cwd=CHECKOUT, start_new_session=True)
+    try:
+        return f"ended with {child.wait(seconds)} and no figures"
+    except subprocess.TimeoutExpired:
+        return f"was not done within {seconds:.0f} s"
+    finally:
+        os.killpg(child.pid, signal.SIGKILL) if child.poll() is None else None
+        child.wait()
+
+
+def _run_here(part: Part, number: int, seed: int, answer: Path) -> int:
+    with tempfile.TemporaryDirectory(prefix="imagekeep-faults-") as folder:
+        figures = part.run(Piece(part.times, piece_seed(part, number, seed), Path(folder)))
+    answer.write_text(json.dumps({"did": figures.did, "worst": figures.worst, "broken": figures.broken}))
+    return 0
+
+
+def piece_seed(part: Part, number: int, seed: int) -> int:
+    """Return the seed of one piece, another for each, the same in each run."""
+    return (seed * 1_000_003 + sum(part.name.encode()) * 1_009 + number) % 2**32
+
+
+def _figures(said: str) -> Figures:
+    figures = json.loads(said)
+    return Figures(figures["did"], figures["worst"], tuple(figures["broken"]))
+
+
+def table(parts: list[Part], lines: list[Line]) -> str:
+    """Return the figures of these lines, one row for each part, as Markdown."""
+    rows = ["| part | what it does | pieces | seconds | did | worst | broken |", "|---|---|---|---|---|---|---|"]
+    for part in parts:
+        mine = [line for line in lines if line.part == part.name]
+        if not mine:
+            rows.append(f"| {part.name} | {part.does} | 0 of {part.pieces} | | | | |")
+            continue
+        sum_of = together(mine)
+        did = ", ".join(f"{count:,} {name}" for name, count in sum_of.did.items())
+        worst = ", ".join(f"{name} {value:,.4g}" for name, value in sum_of.worst.items())
+        seconds = sum(line.seconds for line in mine)
+        rows.append(
+            f"| {part.name} | {part.does} | {len(mine)} of {part.pieces} | {seconds:,.0f} | {did} | {worst} "
+            f"| {len(sum_of.broken)} |"
+        )
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,24 @@
+"""Which faults does the harness know?"""
+
+from tests.faults.frame import Part
+from tests.faults.race import race
+from tests.faults.walk import walk
+
+PARTS: tuple[Part, ...] = (
+    Part(
+        "race",
+        "1,000 orders at once on a quota of 100, for each kind of limit, two processes: exactly 100 are taken",
+        race,
+        pieces=20,
+        times=1,
+        times_short=0,
+    ),
+    Part(
+        "walk",
+        "random orders, moves, limits and clock jumps over midnight and month ends, the statements beside a model",
+        walk,
+        pieces=40,
+        times=2_500,
+        times_short=800,
+    ),
+)

@@ -1,0 +1,101 @@
+"""Does each kind of limit hold to the last image when a thousand orders come at once, over two processes?"""
+
+import asyncio
+import math
+import time
+from collections import Counter
+
+import aiohttp
+
+from app.database.embedded import open_embedded
+from tests.faults.frame import Figures, Piece
+from tests.installation import Installation, beside, eventually, running_installation
+from tests.sandbox_server import RunningSandbox, running_sandbox
+from tests.service import rows
+
+ORDERS = 1_000
+QUOTA = 100
+PRICE_USD = 0.01
+
+# What `users add` is told, by the kind of limit.
+LIMITS = {
+    "images-per-day": str(QUOTA),
+    "images-per-month": str(QUOTA),
+    "images-total": str(QUOTA),
+    "usd-per-month": f"{QUOTA * PRICE_USD:.2f}",
+    "in-flight": str(QUOTA),
+    "requests-per-minute": str(QUOTA),
+}
+REFUSALS = {"in-flight": "too_many_in_flight", "requests-per-minute": "rate_limit_exceeded"}
+
+# Upstream works longer than all orders take to arrive, so that what is in flight stays in flight.
+UPSTREAM_SECONDS = 12
+
+
+def race(piece: Piece) -> Figures:
+    """Race `times` rounds; each has one race for each kind of limit."""
+    with (
+        open_embedded(piece.folder / "postgres", role="serve", durable=False) as postgres,
+        running_sandbox(draw=False, delay_seconds=0.2) as quick,
+    ):
+        # No slot is wanting in either process, so that only the budget refuses.
+        roomy = {"UPSTREAM_IN_FLIGHT_MAX": str(ORDERS), "DATABASE_TIMEOUT_SECONDS": "60"}
+        env = beside(postgres.url, quick, **roomy)
+        with running_installation(piece.folder / "service", env=env, workers=2) as installation:
+            raced = Raced()
+            for number in range(piece.times):
+                for limit in LIMITS:
+                    _race_for(limit, f"{limit}-{number}", installation, quick, postgres.url, raced)
+            if differences := installation.ask("reconcile"):
+                raced.broken.append(f"reconcile found {differences}")
+    did = {"races": len(LIMITS) * piece.times, "orders": ORDERS * len(LIMITS) * piece.times, "taken": raced.taken}
+    return Figures(did, {"seconds of one race": raced.seconds_max}, tuple(raced.broken))
+
+
+class Raced:
+    """What the races so far came to."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+        self.seconds_max = 0.0
+        self.broken: list[str] = []
+
+
+def _race_for(
+    limit: str, user: str, installation: Installation, sandbox: RunningSandbox, database_url: str, raced: Raced
+) -> None:
+    installation.ask("users", "add", user, f"--{limit}", LIMITS[limit])
+    key = installation.ask("keys", "create", user)["key"]
+    asked_before = sandbox.witness()["asked"]
+    prompt = f"a fox [[delay {UPSTREAM_SECONDS}]]" if limit == "in-flight" else "a fox"
+    started = time.monotonic()
+    answers = asyncio.run(_all_at_once(installation.url, key, prompt))
+    seconds = time.monotonic() - started
+    _settled(database_url)
+    taken = sandbox.witness()["asked"] - asked_before
+    raced.taken += taken
+    raced.seconds_max = max(raced.seconds_max, seconds)
+    refusal = REFUSALS.get(limit, "budget_spent")
+    # The rate refills while the orders come in.
+    refilled = math.ceil(seconds * QUOTA / 60) if limit == "requests-per-minute" else 0
+    if not QUOTA <= taken <= QUOTA + refilled or answers != Counter({"completed": taken, refusal: ORDERS - taken}):
+        raced.broken.append(f"{limit}: {taken} were sent upstream, clients were told {dict(answers)}")
+
+
+async def _all_at_once(url: str, key: str, prompt: str) -> Counter[str]:
+    """What so many clients, each on a connection of its own, were told: `completed`, or the code of a refusal."""
+    headers = {"authorization": f"Bearer {key}"}
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
+    async with aiohttp.ClientSession(url, headers=headers, connector=connector) as client:
+
+        async def order() -> str:
+            async with client.post("/images", json={"prompt": prompt}) as answer:
+                told = await answer.json(content_type=None)
+                return str(told["state"] if answer.status == 200 else told["code"])
+
+        return Counter(await asyncio.gather(*(order() for _ in range(ORDERS))))
+
+
+def _settled(database_url: str) -> None:
+    query = "SELECT 1 FROM generations WHERE lease_until IS NOT NULL LIMIT 1"
+    eventually(lambda: not rows(database_url, query), seconds=60)
