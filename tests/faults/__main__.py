@@ -6,6 +6,7 @@ python -m tests.faults --table         print the record's figures as docs/reliab
 """
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -23,6 +24,8 @@ CHECKOUT = Path(__file__).parents[2]
 
 def main() -> int:
     """Run what was asked for; 1 when anything broke."""
+    # Asked to end, it ends the piece that runs too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__.partition("\n")[0])
     parser.add_argument("--part", action="append", choices=[part.name for part in PARTS], help="only this part")
     parser.add_argument("--record", type=Path, default=CHECKOUT / "faults.jsonl", help="where figures are kept")
@@ -90,7 +93,8 @@ def _run_within(seconds: float, command: list[str]) -> str:
     except subprocess.TimeoutExpired:
         return f"was not done within {seconds:.0f} s"
     finally:
-        os.killpg(child.pid, signal.SIGKILL) if child.poll() is None else None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
         child.wait()
 
 

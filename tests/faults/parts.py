@@ -2,6 +2,7 @@
 
 from tests.faults.frame import Part
 from tests.faults.race import race
+from tests.faults.soak import soak
 from tests.faults.walk import walk
 
 PARTS: tuple[Part, ...] = (
@@ -20,5 +21,14 @@ PARTS: tuple[Part, ...] = (
         pieces=40,
         times=2_500,
         times_short=800,
+    ),
+    Part(
+        "soak",
+        "20 orders a second for half an hour: memory, files, sockets, tasks and connections stay flat",
+        soak,
+        pieces=1,
+        times=1_800,
+        times_short=0,
+        piece_seconds_max=2_400,
     ),
 )
