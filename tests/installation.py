@@ -42,6 +42,9 @@ class Installation:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.env = {"PATH": os.environ["PATH"], "PORT": str(self.port), **env}
+        if "PYTHONPATH" in os.environ:
+            # A copy of the code is being tried: without it the installed one would run.
+            self.env["PYTHONPATH"] = os.environ["PYTHONPATH"]
         self.workers = workers
         self.key = ""
         self.banner: dict[str, Any] = {}

@@ -14,9 +14,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
-from tests.faults.frame import Figures, Line, Part, Piece, line_from_json, together
+from tests.faults.frame import Figures, Line, Part, Piece, figures_from_json, line_from_json, together
 from tests.faults.parts import PARTS
 
 CHECKOUT = Path(__file__).parents[2]
@@ -31,11 +32,13 @@ def main() -> int:
     parser.add_argument("--record", type=Path, default=CHECKOUT / "faults.jsonl", help="where figures are kept")
     parser.add_argument("--seed", type=int, default=20_261_122, help="what all chance comes from")
     parser.add_argument("--table", action="store_true", help="run nothing, print the figures")
-    parser.add_argument("--piece", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--piece", type=int, help="run this piece alone, and write its figures to --record")
+    parser.add_argument("--times", type=int, help="with --piece: how often it does its fault")
     asked = parser.parse_args()
     chosen = [part for part in PARTS if not asked.part or part.name in asked.part]
     if asked.piece is not None:
-        return _run_here(chosen[0], asked.piece, asked.seed, asked.record)
+        part = chosen[0] if asked.times is None else replace(chosen[0], times=asked.times)
+        return _run_here(part, asked.piece, asked.seed, asked.record)
     code = code_tree()
     if not asked.table:
         for part in chosen:
@@ -78,7 +81,7 @@ def _run_missing(part: Part, seed: int, code: str, record: Path) -> None:
             command += ["--seed", str(seed), "--record", answer.name]
             ended = _run_within(part.piece_seconds_max, command)
             said = Path(answer.name).read_text()
-        figures = _figures(said) if said else Figures({}, broken=(f"piece {number} {ended}",))
+        figures = figures_from_json(json.loads(said)) if said else Figures({}, broken=(f"piece {number} {ended}",))
         line = Line(part.name, number, piece_seed(part, number, seed), code, time.monotonic() - started, figures)
         with record.open("a") as kept:
             kept.write(json.dumps(line.as_json()) + "\n")
@@ -100,8 +103,8 @@ def _run_within(seconds: float, command: list[str]) -> str:
 
 def _run_here(part: Part, number: int, seed: int, answer: Path) -> int:
     with tempfile.TemporaryDirectory(prefix="imagekeep-faults-") as folder:
-        figures = part.run(Piece(part.times, piece_seed(part, number, seed), Path(folder)))
-    answer.write_text(json.dumps({"did": figures.did, "worst": figures.worst, "broken": figures.broken}))
+        figures = part.run(Piece(part.times, piece_seed(part, number, seed), Path(folder), number))
+    answer.write_text(json.dumps(figures.as_json()))
     return 0
 
 
@@ -110,13 +113,9 @@ def piece_seed(part: Part, number: int, seed: int) -> int:
     return (seed * 1_000_003 + sum(part.name.encode()) * 1_009 + number) % 2**32
 
 
-def _figures(said: str) -> Figures:
-    figures = json.loads(said)
-    return Figures(figures["did"], figures["worst"], tuple(figures["broken"]))
-
-
 def table(parts: list[Part], lines: list[Line]) -> str:
-    """Return the figures of these lines, one row for each part, as Markdown."""
+    """Return the figures of these lines as Markdown: one row for each part, then their notes and what broke."""
+    notes: list[str] = []
     rows = ["| part | what it does | pieces | seconds | did | worst | broken |", "|---|---|---|---|---|---|---|"]
     for part in parts:
         mine = [line for line in lines if line.part == part.name]
@@ -131,7 +130,9 @@ def table(parts: list[Part], lines: list[Line]) -> str:
             f"| {part.name} | {part.does} | {len(mine)} of {part.pieces} | {seconds:,.0f} | {did} | {worst} "
             f"| {len(sum_of.broken)} |"
         )
-    return "\n".join(rows)
+        notes += [f"- {note}" for note in sum_of.notes]
+        notes += [f"- **broken**: {sentence}" for sentence in sum_of.broken]
+    return "\n".join([*rows, "", *notes])
 
 
 if __name__ == "__main__":

@@ -8,11 +8,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Piece:
-    """One piece of a part: how often it is to do its fault, the seed of its chance, and a folder of its own."""
+    """One piece of a part: how often it is to do its fault, the seed of its chance, a folder of its own, its number."""
 
     times: int
     seed: int
     folder: Path
+    number: int = 0
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,22 @@ class Figures:
 
     `did` is counted (kills, orders, ...) and summed over the pieces of a part; of `worst` the largest stands; `broken`
     has one sentence for each promise that did not hold, with what is needed to look into it. Empty means all held.
+    `notes` are sentences for the report.
     """
 
     did: Mapping[str, int]
     worst: Mapping[str, float] = field(default_factory=dict)
     broken: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as the record holds it."""
+        return asdict(self)
+
+
+def figures_from_json(figures: Mapping[str, Any]) -> Figures:
+    """Return the figures that `as_json` gave."""
+    return Figures(figures["did"], figures["worst"], tuple(figures["broken"]), tuple(figures["notes"]))
 
 
 @dataclass(frozen=True)
@@ -62,8 +74,7 @@ class Line:
 
 def line_from_json(line: Mapping[str, Any]) -> Line:
     """Return the line that `as_json` gave."""
-    figures = line["figures"]
-    return Line(**{**line, "figures": Figures(figures["did"], figures["worst"], tuple(figures["broken"]))})
+    return Line(**{**line, "figures": figures_from_json(line["figures"])})
 
 
 def together(lines: list[Line]) -> Figures:
@@ -75,4 +86,9 @@ def together(lines: list[Line]) -> Figures:
             did[name] = did.get(name, 0) + count
         for name, value in line.figures.worst.items():
             worst[name] = max(worst.get(name, value), value)
-    return Figures(did, worst, tuple(sentence for line in lines for sentence in line.figures.broken))
+    return Figures(
+        did,
+        worst,
+        tuple(sentence for line in lines for sentence in line.figures.broken),
+        tuple(sentence for line in lines for sentence in line.figures.notes),
+    )

@@ -1,6 +1,7 @@
 """Which faults does the harness know?"""
 
 from tests.faults.frame import Part
+from tests.faults.planted import BUGS, plant
 from tests.faults.race import race
 from tests.faults.soak import soak
 from tests.faults.walk import walk
@@ -21,6 +22,14 @@ PARTS: tuple[Part, ...] = (
         pieces=40,
         times=2_500,
         times_short=800,
+    ),
+    Part(
+        "planted",
+        "bugs planted into a copy of the code: the part that guards against each has to see it within a minute",
+        plant,
+        pieces=len(BUGS),
+        times=1,
+        times_short=0,
     ),
     Part(
         "soak",
