@@ -18,6 +18,9 @@ from typing import Protocol, Self
 # Big enough that a picture takes few hops between loop and thread, small enough that a slow reader holds little memory.
 CHUNK_BYTES = 256 * 1024
 
+# As many as S3 lists in one answer; what a listing holds in memory at a time.
+LISTED_MAX = 1000
+
 KEY_BYTES_MAX = 1024
 _KEY_PART_BYTES_MAX = 200  # A folder's file names end at 255 bytes, and the name of a part-written file is longer.
 # A part never begins with a dot: that rules out `.` and `..`, and leaves dotted names to part-written files.
@@ -55,6 +58,15 @@ class StoredObject:
     key: str
     bytes: int
     content_type: str | None
+
+
+@dataclass(frozen=True)
+class ListedObject:
+    """One object as a listing shows it. `age_seconds` since it was stored is by the storage's own clock."""
+
+    key: str
+    bytes: int
+    age_seconds: float
 
 
 @dataclass(frozen=True)
@@ -166,6 +178,13 @@ class Storage(Protocol):
 
     async def delete(self, key: str) -> None:
         """Keep nothing under `key` any longer; a key that is not there is fine."""
+
+    def objects(self, prefix: str = "") -> AsyncIterator[ListedObject]:
+        """List what is kept under keys that begin with `prefix`, ordered by the bytes of the keys.
+
+        A page at a time, so that a million objects take the memory of a thousand. What is put or deleted meanwhile may
+        be in it or not. Raises CannotTell, before the first object, where the storage keeps its keys to itself.
+        """
 
     async def check(self) -> None:
         """Prove that pictures can be kept and read here, cheaply enough for every readiness probe.

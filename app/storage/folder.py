@@ -5,12 +5,16 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from app.storage.base import (
+    LISTED_MAX,
+    ListedObject,
     ObjectMissing,
     ObjectStream,
     OpenSource,
@@ -83,6 +87,13 @@ class FolderStorage:
         path = self._path(key)
         await asyncio.get_running_loop().run_in_executor(self._threads, self._delete, path)
 
+    async def objects(self, prefix: str = "") -> AsyncIterator[ListedObject]:
+        """As Storage.objects; never raises CannotTell. Holds the names of one folder at a time on each level."""
+        walk = self._walk(self._root, prefix)
+        while page := await asyncio.get_running_loop().run_in_executor(self._threads, self._page, walk):
+            for listed in page:
+                yield listed
+
     async def check(self) -> None:
         """As Storage.check: writes and removes one small file."""
         await asyncio.get_running_loop().run_in_executor(self._threads, self._check)
@@ -144,6 +155,24 @@ class FolderStorage:
                 return
             _sync_folder(path.parent)
 
+    def _page(self, walk: Iterator[ListedObject]) -> list[ListedObject]:
+        with self._translated():
+            return list(islice(walk, LISTED_MAX))
+
+    def _walk(self, folder: Path, prefix: str) -> Iterator[ListedObject]:
+        if folder == self._root:
+            self._require_root()
+        for key, is_folder in _entries(folder, self._root):
+            if not (key.startswith(prefix) or (is_folder and prefix.startswith(key))):
+                continue
+            if is_folder:
+                yield from self._walk(self._root / key, prefix)
+                continue
+            with suppress(FileNotFoundError):  # Deleted since its folder was read.
+                found = (self._root / key).stat()
+                if stat.S_ISREG(found.st_mode):
+                    yield ListedObject(key, found.st_size, time.time() - found.st_mtime)
+
     def _check(self) -> None:
         with self._translated():
             self._require_root()
@@ -184,6 +213,15 @@ class FolderStorage:
                     self.name, f"{self._root} cannot be used ({reason}): let the service's user read and write there"
                 ) from error
             raise StorageUnavailable(self.name, f"{self._root} does not work ({reason}): look at its disk") from error
+
+
+def _entries(folder: Path, root: Path) -> list[tuple[str, bool]]:
+    """What a folder holds, in the order in which a bucket would list it: a folder counts with its slash."""
+    above = "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
+    with os.scandir(folder) as entries:
+        # A name that begins with a dot is a part-written file, and no key.
+        shown = [(entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")]
+    return sorted((f"{above}{name}{'/' * is_folder}", is_folder) for name, is_folder in shown)
 
 
 def _part_beside(path: Path) -> Path:

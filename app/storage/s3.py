@@ -3,9 +3,11 @@
 import asyncio
 import base64
 import hashlib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
 import boto3
@@ -25,7 +27,9 @@ from botocore.exceptions import ConnectionError as EndpointError
 from urllib3.exceptions import HTTPError
 
 from app.storage.base import (
+    LISTED_MAX,
     CannotTell,
+    ListedObject,
     ObjectMissing,
     ObjectStream,
     OpenSource,
@@ -41,7 +45,7 @@ from app.storage.s3_faults import fault_of_answer
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef
+    from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef, ListObjectsV2OutputTypeDef
 
 # For a public bucket or a CDN in front of it; a day is also how long a deleted picture may still be seen there.
 _CACHE_CONTROL = "public, max-age=86400"
@@ -159,6 +163,21 @@ class S3Storage:
         require_key(key)
         await asyncio.get_running_loop().run_in_executor(self._threads, self._delete, key)
 
+    async def objects(self, prefix: str = "") -> AsyncIterator[ListedObject]:
+        """As Storage.objects. It takes s3:ListBucket, which nothing else here does; CannotTell without it."""
+        latest, token = "", ""
+        while True:
+            page = await asyncio.get_running_loop().run_in_executor(self._threads, self._list, prefix, token)
+            now = _time_of(page)
+            for entry in page.get("Contents", []):
+                if entry["Key"] <= latest:
+                    raise StorageMisconfigured(self.name, "the store lists its keys out of order: use another one")
+                latest = entry["Key"]
+                yield ListedObject(latest, entry["Size"], (now - entry["LastModified"]).total_seconds())
+            token = page.get("NextContinuationToken", "")
+            if not token:
+                return
+
     async def check(self) -> None:
         """As Storage.check, with the same three permissions that keeping pictures takes, and no other.
 
@@ -263,6 +282,23 @@ class S3Storage:
         except ObjectMissing:  # Some stores say so where S3 answers 204.
             return
 
+    def _list(self, prefix: str, token: str) -> "ListObjectsV2OutputTypeDef":
+        try:
+            with self._translated(prefix, reading=True):
+                if token:
+                    return self._client.list_objects_v2(
+                        Bucket=self._bucket, Prefix=prefix, MaxKeys=LISTED_MAX, ContinuationToken=token
+                    )
+                return self._client.list_objects_v2(Bucket=self._bucket, Prefix=prefix, MaxKeys=LISTED_MAX)
+        except CannotTell:
+            raise CannotTell(
+                self.name, "the store keeps its keys to itself: allow s3:ListBucket to have them listed"
+            ) from None
+        except ObjectMissing:  # A 404 to this can only mean the bucket, or the address.
+            raise StorageMisconfigured(
+                self.name, "the store does not list the bucket: correct S3_BUCKET or S3_ENDPOINT_URL"
+            ) from None
+
     def _check(self) -> None:
         if self._permissions_proved:
             try:
@@ -339,6 +375,12 @@ def _region_unknown(**_: object) -> None:
         },
         "HeadBucket",
     )
+
+
+def _time_of(page: "ListObjectsV2OutputTypeDef") -> datetime:
+    """The store's own time: ages by our clock would be wrong by as much as it is."""
+    told = page["ResponseMetadata"]["HTTPHeaders"].get("date")
+    return parsedate_to_datetime(told) if told else datetime.now(UTC)
 
 
 def _status(error: ClientError) -> int:

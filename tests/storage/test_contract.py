@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from app.storage.base import CHUNK_BYTES, ObjectMissing, Storage, StoredObject
+from app.storage.base import CHUNK_BYTES, LISTED_MAX, ObjectMissing, Storage, StoredObject
 from tests.storage.conftest import whole
 
 pytestmark = pytest.mark.anyio
@@ -182,6 +182,59 @@ async def test_readers_cancelled_anywhere_leave_nothing_open(storage: Storage) -
 
     assert _descriptors_open() <= before
     assert any(reader.cancelled() for reader in readers)
+
+
+async def test_objects_are_listed_by_the_bytes_of_their_keys_with_size_and_age(storage: Storage) -> None:
+    # What a folder would sort otherwise: a dash and a dot come before the slash, a digit comes after it.
+    keys = ["a-b.png", "a.png", "a/b.png", "a/b/c.png", "a0.png", "B.png", "b-/c.png", "b/c.png"]
+    for size, key in enumerate(keys):
+        await storage.put(key, bytes(size), content_type="image/png")
+
+    listed = [one async for one in storage.objects()]
+
+    assert [(one.key, one.bytes) for one in listed] == sorted((key, size) for size, key in enumerate(keys))
+    # To the second: that is as exact as a store tells it.
+    assert all(-2 <= one.age_seconds < 60 for one in listed)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "keys"),
+    [
+        ("", ["2026/11/21/a.png", "2026/11/22/a.png", "2026/12/01/a.png", "2026x.png"]),
+        ("2026/11/", ["2026/11/21/a.png", "2026/11/22/a.png"]),
+        ("2026/11/2", ["2026/11/21/a.png", "2026/11/22/a.png"]),
+        ("2026/11/22/a.png", ["2026/11/22/a.png"]),
+        ("2026", ["2026/11/21/a.png", "2026/11/22/a.png", "2026/12/01/a.png", "2026x.png"]),
+        ("2027/", []),
+        ("../", []),
+    ],
+)
+async def test_a_listing_holds_what_begins_with_the_prefix_and_nothing_else(
+    storage: Storage, prefix: str, keys: list[str]
+) -> None:
+    for key in ("2026/12/01/a.png", "2026/11/22/a.png", "2026/11/21/a.png", "2026x.png"):
+        await storage.put(key, PICTURE, content_type="image/png")
+
+    assert [one.key async for one in storage.objects(prefix)] == keys
+
+
+async def test_a_listing_goes_on_over_pages_and_can_be_left_early(storage: Storage) -> None:
+    keys = [f"2026/11/{number % 3:02d}/{number:05d}.png" for number in range(LISTED_MAX + 205)]
+    for start in range(0, len(keys), 50):
+        await asyncio.gather(*(storage.put(key, b"", content_type="image/png") for key in keys[start : start + 50]))
+
+    listed = [one.key async for one in storage.objects()]
+    first = [one.key async for one in storage.objects("2026/11/01/")][:1]
+
+    assert listed == sorted(keys)
+    assert first == ["2026/11/01/00001.png"]
+
+
+async def test_a_deleted_object_is_listed_no_more(storage: Storage) -> None:
+    await storage.put(KEY, PICTURE, content_type="image/png")
+    await storage.delete(KEY)
+
+    assert [one async for one in storage.objects()] == []
 
 
 async def test_check_passes_and_leaves_the_objects_alone(storage: Storage) -> None:

@@ -184,3 +184,18 @@ def _files_end_at(bytes_max: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+async def test_a_part_written_file_and_a_folder_are_not_listed(folder: FolderStorage, tmp_path: Path) -> None:
+    await folder.put(KEY, b"picture", content_type="image/png")
+    (tmp_path / "pictures" / "2026/11/22" / ".ab12-1.png.0011.part").write_bytes(b"pict")
+    (tmp_path / "pictures" / "2026/11/23").mkdir()
+
+    assert [one.key async for one in folder.objects()] == [KEY]
+
+
+async def test_a_folder_that_is_gone_does_not_list_as_an_empty_one(folder: FolderStorage, tmp_path: Path) -> None:
+    (tmp_path / "pictures").rmdir()
+
+    with pytest.raises(StorageMisconfigured, match="mount its disk"):
+        await anext(folder.objects())

@@ -2,7 +2,9 @@
 
 import urllib.error
 import urllib.request
+from collections.abc import Awaitable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,12 +26,13 @@ KEY = "2026/11/22/ab12-0.png"
 async def every_fault(storage: Storage) -> list[StorageError]:
     """What each call that can fail on its own raises."""
     faults = []
-    calls = (
+    calls: tuple[Awaitable[Any], ...] = (
         storage.put(KEY, b"x", content_type="image/png"),
         storage.head(KEY),
         storage.read(KEY),
         storage.delete(KEY),
         storage.check(),
+        anext(storage.objects()),
     )
     for call in calls:
         with pytest.raises(StorageError) as raised:

@@ -31,6 +31,37 @@ async def test_a_403_to_get_is_no_answer_about_the_key() -> None:
         await storage.read(KEY)
 
 
+async def test_a_403_to_a_listing_is_no_empty_bucket() -> None:
+    with hostile_store(refusing(403, "AccessDenied")) as storage, pytest.raises(CannotTell, match="s3:ListBucket"):
+        await anext(storage.objects())
+
+
+async def test_a_store_that_lists_the_same_page_for_ever_is_left() -> None:
+    entry = "<Contents><Key>a.png</Key><Size>1</Size><LastModified>2026-11-22T00:00:00Z</LastModified></Contents>"
+    more = "<IsTruncated>true</IsTruncated><NextContinuationToken>next</NextContinuationToken>"
+    page = f"<ListBucketResult>{more}{entry}</ListBucketResult>".encode()
+
+    with hostile_store(answering(200, page)) as storage, pytest.raises(StorageMisconfigured, match="out of order"):
+        assert [one.key async for one in storage.objects()] == []
+
+
+async def test_the_age_of_an_object_is_by_the_clock_of_its_store() -> None:
+    entry = "<Contents><Key>a.png</Key><Size>1</Size><LastModified>2020-01-01T00:00:00Z</LastModified></Contents>"
+    page = f"<ListBucketResult>{entry}</ListBucketResult>".encode()
+
+    def answer(request: Request) -> None:
+        request.send_response_only(200)
+        request.send_header("date", "Wed, 01 Jan 2020 00:01:00 GMT")
+        request.send_header("content-length", str(len(page)))
+        request.end_headers()
+        request.wfile.write(page)
+
+    with hostile_store(answer) as storage:
+        (listed,) = [one async for one in storage.objects()]
+
+    assert listed.age_seconds == 60
+
+
 async def test_head_and_get_that_disagree_are_no_answer() -> None:
     answer = by_method(HEAD=answering(404), GET=answering(206, b"x", content_range="bytes 0-0/9"))
 
