@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.accounts import budgets, keys
 from app.accounts.keys import AccountsError
 from app.cli_accounts import api_keys, limit_installation, users
+from app.cli_verify import verify
 from app.console import OPERATOR_ERRORS, Json, complain, load, on_connection, show, with_wiring
 from app.database.embedded import open_embedded
 from app.generations import images, records
@@ -34,6 +35,7 @@ cli.add_typer(api_keys, name="keys")
 cli.add_typer(generations, name="generations")
 cli.add_typer(storage, name="storage")
 cli.command("limits")(limit_installation)
+cli.command("verify")(verify)
 
 
 def main() -> None:

@@ -158,6 +158,11 @@ def show(found: Mapping[str, Any] | Sequence[Mapping[str, Any]], as_json: bool) 
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
+def say(line: str) -> None:
+    """Print a line of what was asked for."""
+    print(line)
+
+
 def _cell(value: Any) -> str:
     if isinstance(value, Mapping):
         return " ".join(f"{name}={amount}" for name, amount in value.items() if amount is not None) or "-"

@@ -106,6 +106,10 @@ def use_every_verb(installation: Installation, generation_id: str) -> None:
     assert "prompt" not in said["generation"]
     assert said["move"] == {"to": "folder", "images": 0, "bytes": 0, "failures": []}
 
+    verified = installation.run("verify", "--json")
+    # Without a service, what was cut off is found to be left: nobody else recovers now.
+    assert set(json.loads(verified.stdout)["violations"]) <= {"lease_stale"}
+
     rotated = installation.ask("keys", "rotate", key["id"])
     assert rotated["id"] != key["id"]
     assert installation.ask("keys", "revoke", rotated["id"])["revoked_at"] is not None
@@ -236,6 +240,31 @@ def test_a_person_settles_what_is_unknown_by_what_the_account_says(running: Inst
     again = running.run("generations", "resolve", ids[0], "--billed")
     assert (again.returncode, again.stdout, again.stderr.count("\n")) == (1, "", 1)
     running.ask("limits", "--images-total", "none")
+
+
+def test_verify_holds_beside_a_running_service_and_names_the_image_that_was_spoiled(running: Installation) -> None:
+    generation_id = running.order("a fox").json()["id"]
+    (image,) = running.ask("generations", "show", generation_id)["images"]
+    path = running.data / "images" / image["key"]
+    body = path.read_bytes()
+
+    whole = running.ask("verify", "--bytes")
+    path.write_bytes(body[::-1])
+    by_size = running.ask("verify")
+    spoiled = running.run("verify", "--bytes", "--json")
+    told = running.run("verify", "--bytes")
+    path.write_bytes(body)
+
+    assert (whole["holds"], whole["violations"], whole["cannot_tell"]) == (True, {}, [])
+    assert whole["checked"]["images"] >= 1
+    assert by_size["holds"], "it has the right size"
+    assert (spoiled.returncode, spoiled.stderr) == (1, "")
+    report = json.loads(spoiled.stdout)
+    assert [(found["kind"], found["subject"]) for found in report["listed"]] == [("image_bytes", image["id"])]
+    assert told.returncode == 1
+    assert told.stdout.startswith("Checked: ")
+    assert f"image_bytes: 1\n  {image['id']}\n" in told.stdout
+    assert told.stdout.endswith("\nNot as it should be: 1.\n")
 
 
 def used_images(installation: Installation) -> dict[str, int]:

@@ -185,5 +185,7 @@ images = Table(
     # When the bytes were gone from storage too; recovery goes on until they are.
     Column("erased_at", _TIME),
     UniqueConstraint("generation_id", "position"),
+    # By the bytes of the keys, as storages list them, so that `verify` lays both sides beside each other page by page.
+    Index("ix_images_storage_storage_key", "storage", text('storage_key COLLATE "C"')),
     Index("ix_images_to_erase", "id", postgresql_where=text("deleted_at IS NOT NULL AND erased_at IS NULL")),
 )

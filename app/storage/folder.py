@@ -171,7 +171,7 @@ class FolderStorage:
             with suppress(FileNotFoundError):  # Deleted since its folder was read.
                 found = (self._root / key).stat()
                 if stat.S_ISREG(found.st_mode):
-                    yield ListedObject(key, found.st_size, time.time() - found.st_mtime)
+                    yield ListedObject(key, found.st_size, max(0, time.time() - found.st_mtime))
 
     def _check(self) -> None:
         with self._translated():

@@ -173,7 +173,9 @@ class S3Storage:
                 if entry["Key"] <= latest:
                     raise StorageMisconfigured(self.name, "the store lists its keys out of order: use another one")
                 latest = entry["Key"]
-                yield ListedObject(latest, entry["Size"], (now - entry["LastModified"]).total_seconds())
+                # Told to the second only, so what was stored just now may seem to come from the future.
+                age_seconds = max(0, (now - entry["LastModified"]).total_seconds())
+                yield ListedObject(latest, entry["Size"], age_seconds)
             token = page.get("NextContinuationToken", "")
             if not token:
                 return
