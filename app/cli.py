@@ -1,6 +1,9 @@
 """What does the `imagekeep` command offer: starting the service, and everything an operator does on a server?"""
 
+import getpass
+import os
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, date, datetime
 from typing import Annotated, Any
@@ -13,7 +16,17 @@ from app.accounts import budgets, keys
 from app.accounts.keys import AccountsError
 from app.cli_accounts import api_keys, limit_installation, users
 from app.cli_verify import verify
-from app.console import OPERATOR_ERRORS, Json, complain, load, on_connection, show, with_wiring
+from app.console import (
+    OPERATOR_ERRORS,
+    Json,
+    NoInstallation,
+    complain,
+    load,
+    on_connection,
+    show,
+    show_one,
+    with_wiring,
+)
 from app.database.embedded import open_embedded
 from app.generations import images, records
 from app.generations.records import Generation
@@ -39,9 +52,15 @@ cli.command("verify")(verify)
 
 
 def main() -> None:
-    """Run a command. What an operator can mend ends with a sentence on standard error and exit status 1."""
+    """Run a command. What an operator can mend ends with a sentence on standard error and exit status 1.
+
+    2 tells, as for a mistyped command, that nothing was looked at: there is no installation here.
+    """
     try:
         cli()
+    except NoInstallation as error:
+        complain(error)
+        sys.exit(2)
     except OPERATOR_ERRORS as error:
         complain(error)
         sys.exit(1)
@@ -145,7 +164,8 @@ def list_generations(
         found = await records.page(tx, limit=limit, user_id=owner, state=state, with_deleted=True)
         return [_generation_row(generation) for generation in found]
 
-    show(on_connection(work), as_json)
+    rows = on_connection(work)
+    show(rows if as_json else [_generation_line(row) for row in rows], as_json)
 
 
 @generations.command("show")
@@ -160,19 +180,21 @@ def show_generation(generation_id: UUID, as_json: Json = False) -> None:
         pictures = [{"id": image.id, "storage": image.storage, "key": image.storage_key} for image in generation.images]
         return row | {
             "failure_detail": generation.failure_detail,
+            "finished_at": generation.finished_at.isoformat() if generation.finished_at else None,
             "request_id": generation.request_id,
             "attempts": generation.attempts,
             "lease_until": str(generation.lease_until) if generation.lease_until else None,
             "images": pictures,
         }
 
-    show(on_connection(work), as_json)
+    show_one(on_connection(work), as_json)
 
 
 @generations.command("resolve")
 def resolve_generation(
     generation_id: UUID,
     billed: Annotated[bool, typer.Option("--billed/--not-billed", help="What the provider's account says.")],
+    by: Annotated[str | None, typer.Option(help="Who says so; the account on this machine if not given.")] = None,
     as_json: Json = False,
 ) -> None:
     """Settle an `unknown` generation by what the provider's account says; a picture that is in storage outranks it."""
@@ -182,7 +204,7 @@ def resolve_generation(
             generation = await records.find(connection, generation_id)
         if generation is None or generation.state != "unknown":
             raise AccountsError(f"there is no generation {generation_id} in the state unknown")
-        resolved = await wiring.driver.resolve(generation, billed=billed)
+        resolved = await wiring.driver.resolve(generation, billed=billed, by=by or _account())
         if resolved is None:
             raise AccountsError("it moved on meanwhile: look again")
         return _generation_row(resolved)
@@ -237,6 +259,31 @@ def _generation_row(generation: Generation) -> dict[str, Any]:
         "sandbox": generation.sandbox,
         "created_at": generation.created_at.isoformat(),
     }
+
+
+def _generation_line(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a generation fits a line: money is shown as held for as long as it is held."""
+    settled = row["settled_micros"]
+    return {
+        "id": row["id"],
+        "created": row["created_at"][:19],
+        "state": row["state"],
+        "failure": row["failure_code"],
+        "usd_held": budgets.in_usd(row["held_micros"]) if settled is None else None,
+        "usd_settled": None if settled is None else budgets.in_usd(settled),
+        "model": row["model"],
+        "size": row["size"],
+        "quality": row["quality"],
+        "sandbox": "yes" if row["sandbox"] else None,
+    }
+
+
+def _account() -> str:
+    """Who runs this command, as far as the machine knows: behind sudo, the person and not root."""
+    try:
+        return os.environ.get("SUDO_USER") or getpass.getuser()
+    except (KeyError, OSError):  # A container may run as a bare number.
+        return f"uid {os.getuid()}"
 
 
 def _month(text: str) -> date:

@@ -73,7 +73,7 @@ def add_user(
         user = await keys.add_user(tx, name)
         return _user_row(user, await budgets.set_limits(tx, f"user:{user.id}", changes))
 
-    show(on_connection(work), as_json)
+    show(on_connection(work, begin=True), as_json)
 
 
 @users.command("list")

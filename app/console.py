@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal, InvalidOperation
@@ -15,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.accounts.keys import AccountsError
 from app.database.binaries import EmbeddedPostgresError
-from app.database.embedded import open_embedded
+from app.database.embedded import is_made, open_embedded
 from app.database.schema import migrate
 from app.errors import AppError, DatabaseUnavailable
 from app.generations.rehost import RehostFailed
@@ -43,6 +44,14 @@ OPERATOR_ERRORS = (
 )
 
 
+# What a terminal shows in one line, if a window is made for reading.
+_LINE_CHARACTERS = 100
+
+
+class NoInstallation(Exception):
+    """There is nothing here that a command could look at. Making something new in its place would hide a wrong turn."""
+
+
 def load() -> Settings:
     """Return the settings, with logging set so that standard output holds only what was asked for."""
     settings = load_settings()
@@ -50,10 +59,11 @@ def load() -> Settings:
     return settings
 
 
-def on_connection(work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+def on_connection(work: Callable[[AsyncConnection], Awaitable[T]], *, begin: bool = False) -> T:
     """Do `work` in one transaction, on the database of the settings.
 
-    A private Postgres is borrowed from the running service, or started for the moment.
+    A private Postgres is borrowed from the running service, or started for the moment. Raises NoInstallation where
+    there is none, unless the command may `begin` one.
     """
     settings = load()
 
@@ -65,19 +75,19 @@ def on_connection(work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         finally:
             await database.close()
 
-    with _database_url(settings) as database_url:
+    with _database_url(settings, begin=begin) as database_url:
         return _run(run(database_url))
 
 
 def with_wiring(work: Callable[[Wiring], Awaitable[T]]) -> T:
-    """Do `work` with everything a serving process shares. Nothing is sent upstream by it."""
+    """Do `work` with everything a serving process shares. Nothing is sent upstream by it. Raises NoInstallation."""
     settings = load()
 
     async def run(database_url: str) -> T:
         async with open_wiring(settings, _neighbours(settings, database_url)) as wiring:
             return await work(wiring)
 
-    with _database_url(settings) as database_url:
+    with _database_url(settings, begin=False) as database_url:
         return _run(run(database_url))
 
 
@@ -94,10 +104,15 @@ def _run(work: Awaitable[T]) -> T:
 
 
 @contextmanager
-def _database_url(settings: Settings) -> Iterator[str]:
+def _database_url(settings: Settings, *, begin: bool) -> Iterator[str]:
     if settings.database_url is not None:
         yield settings.database_url.get_secret_value()
         return
+    if not begin and not is_made(settings.data_dir):
+        raise NoInstallation(
+            f"there is no installation here (DATA_DIR={settings.data_dir.absolute()}): change to its folder, set"
+            " DATA_DIR or DATABASE_URL, or begin one with `imagekeep serve`"
+        )
     with open_embedded(settings.data_dir, role="command", binaries_dir=settings.postgres_binaries_dir) as embedded:
         # Nobody else migrates a private Postgres that was never served from.
         migrate(embedded.url)
@@ -156,6 +171,21 @@ def show(found: Mapping[str, Any] | Sequence[Mapping[str, Any]], as_json: bool) 
     widths = [max(len(line[column]) for line in cells) for column in range(len(columns))]
     for line in cells:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def show_one(found: Mapping[str, Any], as_json: bool) -> None:
+    """Print one thing that a command found: a JSON document, or a line for each of its fields, wrapped."""
+    if as_json:
+        show(found, as_json)
+        return
+    width = max(len(name) for name in found)
+    for name, value in found.items():
+        cells = [_cell(one) for one in value] if isinstance(value, list) else [_cell(value)]
+        for cell in cells or ["-"]:
+            head, *rest = textwrap.wrap(cell, _LINE_CHARACTERS - width - 2) or [""]
+            print(f"{name.replace('_', ' ').ljust(width)}  {head}".rstrip())
+            for line in rest:
+                print(f"{'':{width}}  {line}")
 
 
 def say(line: str) -> None:

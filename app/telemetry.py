@@ -66,6 +66,21 @@ settled_micros_total = Counter(
 recovered_total = Counter(
     "imagekeep_recovered_total", "Generations that recovery took over, by the state it left them in.", ["state"]
 )
+rows_vanished_total = Counter(
+    "imagekeep_rows_vanished_total", "Generations whose committed row was gone: the database lost commits."
+)
+# Of the whole installation, asked from the database by every process: the latest answer counts, not a sum of them.
+unknown_generations = Gauge(
+    "imagekeep_unknown_generations", "Generations whose outcome is unknown.", multiprocess_mode="mostrecent"
+)
+unknown_held_micros = Gauge(
+    "imagekeep_unknown_held_micros", "Micros held by generations that are unknown.", multiprocess_mode="mostrecent"
+)
+unknown_oldest_seconds = Gauge(
+    "imagekeep_unknown_oldest_seconds",
+    "Seconds since the oldest unknown generation was ordered; 0 without any.",
+    multiprocess_mode="mostrecent",
+)
 
 
 def redact(text: str, secrets: Iterable[str] = ()) -> str:

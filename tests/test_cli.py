@@ -55,7 +55,9 @@ def test_every_verb_prints_one_json_document_without_a_service(running: Installa
     use_every_verb(running, generation_id)
 
     # Nobody else recovers now, and its lease has run out over all those commands.
-    assert running.ask("recover") == {"claimed": 1, "ended": 1, "erased": 0}
+    recovered = running.run("recover", "--json")
+    assert json.loads(recovered.stdout) == {"claimed": 1, "ended": 1, "erased": 0}
+    assert (recovered.returncode, json.loads(recovered.stderr)["generation_id"]) == (0, cut_off), "it is warned of"
     assert running.ask("generations", "show", cut_off)["state"] == "unknown"
 
 
@@ -150,6 +152,37 @@ def test_the_sandbox_on_a_port_that_is_taken_is_told_in_a_sentence(running: Inst
     assert done.stderr.startswith(f"imagekeep: Port {running.port} on 127.0.0.1 can't be had")
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["users", "list"],
+        ["reconcile"],
+        ["verify"],
+        ["recover"],
+        ["storage", "move"],
+        ["generations", "list"],
+        ["keys", "create", "x"],
+    ],
+    ids=" ".join,
+)
+def test_where_there_is_no_installation_a_command_says_so_and_makes_none(command: list[str], tmp_path: Path) -> None:
+    nowhere = Installation(tmp_path, {})
+
+    done = nowhere.run(*command, "--json")
+
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith(f"imagekeep: there is no installation here (DATA_DIR={nowhere.data})")
+    assert not nowhere.data.exists()
+
+
+def test_adding_a_user_begins_an_installation(tmp_path: Path) -> None:
+    fresh = Installation(tmp_path, {})
+
+    fresh.ask("users", "add", "ada")
+
+    assert [user["name"] for user in fresh.ask("users", "list")] == ["ada"]
+
+
 # What users, keys and limits bind
 
 
@@ -240,6 +273,36 @@ def test_a_person_settles_what_is_unknown_by_what_the_account_says(running: Inst
     again = running.run("generations", "resolve", ids[0], "--billed")
     assert (again.returncode, again.stdout, again.stderr.count("\n")) == (1, "", 1)
     running.ask("limits", "--images-total", "none")
+
+
+def test_generations_are_listed_with_what_is_held_while_it_is_and_settled_once_it_is(running: Installation) -> None:
+    done, unknown = running.order("a fox"), running.order("a fox [[drop]]")
+    ids = {done.json()["id"]: ("-", "0.01"), unknown.json()["id"]: ("0.01", "-")}
+
+    head, *lines = running.run("generations", "list", "--user", "first", "--limit", "2").stdout.splitlines()
+
+    columns = head.replace("USD HELD", "USD_HELD").replace("USD SETTLED", "USD_SETTLED").split()
+    rows_by_id = {line.split()[0]: dict(zip(columns, line.split(), strict=True)) for line in lines}
+    assert {one: (row["USD_HELD"], row["USD_SETTLED"]) for one, row in rows_by_id.items()} == ids
+
+
+def test_one_generation_is_shown_in_lines_that_fit_a_terminal(running: Installation) -> None:
+    generation_id = running.order("a fox").json()["id"]
+
+    lines = running.run("generations", "show", generation_id).stdout.splitlines()
+
+    assert max(map(len, lines)) <= 100
+    assert ["id", generation_id] in [line.split() for line in lines]
+    assert any(line.startswith("images ") and "storage=folder" in line for line in lines)
+
+
+def test_resolving_keeps_who_said_so(running: Installation) -> None:
+    generation_id = order(running, running.key, "a fox [[drop]]").json()["id"]
+
+    running.ask("generations", "resolve", generation_id, "--not-billed", "--by", "grace")
+
+    detail = running.ask("generations", "show", generation_id)["failure_detail"]
+    assert detail.startswith("resolved as not billed by grace at 20")
 
 
 def test_verify_holds_beside_a_running_service_and_names_the_image_that_was_spoiled(running: Installation) -> None:

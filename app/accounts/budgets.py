@@ -246,6 +246,12 @@ def _gauges(row: Mapping[Any, Any]) -> list[Gauge]:
     ]
 
 
+def in_usd(micros: int) -> str:
+    """Return an amount in USD with all its digits, and two at least: "12.50", "0.001"."""
+    whole, rest = divmod(micros, 1_000_000)
+    return f"{whole}.{f'{rest:06d}'.rstrip('0').ljust(2, '0')}"
+
+
 def _midnight(day: date) -> datetime:
     return datetime(day.year, day.month, day.day, tzinfo=UTC)
 

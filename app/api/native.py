@@ -36,6 +36,7 @@ from app.errors import (
 from app.generations import images, records
 from app.generations.order import Order, check
 from app.generations.records import Generation
+from app.generations.usage import Outstanding, outstanding_of
 
 _PAGE_DEFAULT, _PAGE_MAX = 20, 100
 _RUNNING_RETRY_SECONDS = 2
@@ -146,13 +147,15 @@ async def delete_generation(request: Request, generation_id: str, caller: Authen
 
 
 async def get_me(request: Request, caller: Authenticated) -> Response:
-    """Tell who this key speaks for, and how far each of its limits is used."""
+    """Tell who this key speaks for, how far each of its limits is used, and what is held for its user."""
     async with wiring_of(request).database.statement() as connection:
         gauges = await gauges_of(connection, [scope for scope in caller.scopes if scope != "all"])
+        running, unknown = await outstanding_of(connection, caller.user_id)
     answer = {
         "user": caller.user_name,
         "api_key_id": str(caller.api_key_id),
         "limits": [_gauge_json(gauge) for gauge in gauges],
+        "held": {"running": _outstanding_json(running), "unknown": _outstanding_json(unknown)},
     }
     return JSONResponse(answer, headers=_NO_STORE | quota_headers(gauges))
 
@@ -288,6 +291,10 @@ def _gauge_json(gauge: Gauge) -> dict[str, Any]:
         "remaining": gauge.remaining,
         "resets_in_seconds": gauge.resets_in_seconds,
     }
+
+
+def _outstanding_json(held: Outstanding) -> dict[str, Any]:
+    return {"generations": held.generations, "images": held.images, "price": _money(held.micros)}
 
 
 def _money(micros: int) -> dict[str, Any]:

@@ -73,6 +73,11 @@ class EmbeddedPostgres:
         self._closing.close()
 
 
+def is_made(data_dir: Path) -> bool:
+    """Return whether a Postgres was ever made under `data_dir`."""
+    return Place(data_dir.absolute()).cluster.exists()
+
+
 def open_embedded(
     data_dir: Path, *, role: Role, durable: bool = True, binaries_dir: Path | None = None
 ) -> EmbeddedPostgres:

@@ -9,6 +9,7 @@ import time
 from asyncio import sleep, timeout
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -67,7 +68,7 @@ class Driver:
             while not generation.ended:
                 moved = await self._step(generation, held_seconds)
                 if moved is None:
-                    return await self._reread(generation)
+                    return await self._reread(generation) or _vanished(generation)
                 _count(moved)
                 generation = moved
             return generation
@@ -140,7 +141,10 @@ class Driver:
                 revised_prompt=revised_prompt,
             )
             try:
-                return await self._move(generation.id, generated)
+                moved = await self._move(generation.id, generated)
+                if moved is not None or await self._reread(generation) is not None:
+                    return moved
+                # Paid for, and no row to keep its source in. Stored all the same, `verify` lists it as an orphan.
             except DatabaseUnavailable:
                 log.warning("answer_not_committed", then="storing the picture first")
         # Bytes can't be committed as a source, and sources can't be committed to a database that is away. The pictures
@@ -193,7 +197,7 @@ class Driver:
             pictures=pictures,
         )
         moved = await self._move_surely(generation.id, completed)
-        if moved is None and (await self._reread(generation)).deleted_at is not None:
+        if moved is None and (now := await self._reread(generation)) is not None and now.deleted_at is not None:
             # Another runner was first and the image was deleted since: what was just stored would stay for ever.
             await self._rehost.discard(pictures)
         return moved
@@ -230,21 +234,27 @@ class Driver:
         """Raise StorageUnavailable while what is bought now could not be stored."""
         await self._rehost.require_storage()
 
-    async def resolve(self, generation: Generation, *, billed: bool) -> Generation | None:
+    async def resolve(self, generation: Generation, *, billed: bool, by: str) -> Generation | None:
         """Settle an `unknown` generation by a person's word: `lost` if it was billed, `failed` if it was not.
 
-        A picture that is found in storage outranks the word: then it is `completed`. None if it was not `unknown`.
-        Raises RehostFailed when storage does not answer, and DatabaseUnavailable.
+        `by` is who said so: that and the time stay with the row, before what was known until then. A picture that is
+        found in storage outranks the word: then it is `completed`. None if it was not `unknown`. Raises RehostFailed
+        when storage does not answer, and DatabaseUnavailable.
         """
         pictures = await self._rehost.find_kept(generation)
+        log.info(
+            "generation_resolved", generation_id=str(generation.id), billed=billed, by=by, pictures_found=len(pictures)
+        )
         if pictures:
             return await self._complete(generation, pictures)
+        word = "billed" if billed else "not billed"
         resolved = Move(
             "lost" if billed else "failed",
             leaving=("unknown",),
             settled=(generation.held_images, generation.held_micros) if billed else (0, 0),
             failure_code="image_unavailable" if billed else "upstream_failed",
-            failure_detail="resolved by a person",
+            failure_detail=f"resolved as {word} by {by} at {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC; before that:"
+            f" {generation.failure_detail}",
         )
         return await self._move(generation.id, resolved)
 
@@ -270,11 +280,11 @@ class Driver:
                 await sleep(pause_seconds)
         raise AssertionError("pauses do not end")
 
-    async def _reread(self, generation: Generation) -> Generation:
-        """Return how it stands now, or how it was last known to stand while the database is away."""
+    async def _reread(self, generation: Generation) -> Generation | None:
+        """Return how it stands now, or was last known to while the database is away; None if its row is gone."""
         try:
             async with self._database.statement() as connection:
-                return await records.find(connection, generation.id) or generation
+                return await records.find(connection, generation.id)
         except DatabaseUnavailable:
             return generation
 
@@ -296,8 +306,31 @@ def _observe(generation: Generation, outcome: Outcome, seconds: float) -> None:
     )
 
 
+def _vanished(generation: Generation) -> Generation:
+    """Tell of a row that was committed and is gone: a failover of the database lost commits."""
+    telemetry.rows_vanished_total.inc()
+    log.error(
+        "row_vanished",
+        generation_id=str(generation.id),
+        state=generation.state,
+        storage_stem=generation.storage_stem,
+    )
+    return generation
+
+
 def _count(generation: Generation) -> None:
     telemetry.generations_total.labels(generation.model, generation.state, generation.failure_code or "").inc()
-    log.info("generation_moved", state=generation.state, failure_code=generation.failure_code)
+    told: dict[str, Any] = {"state": generation.state, "failure_code": generation.failure_code}
+    if generation.state in ("unknown", "lost"):
+        # Money that may be, or is, gone without an image: a person should know of each.
+        log.warning(
+            "generation_moved",
+            **told,
+            generation_id=str(generation.id),
+            held_micros=generation.held_micros,
+            failure_detail=generation.failure_detail,
+        )
+    else:
+        log.info("generation_moved", **told)
     if generation.state == "completed":
         telemetry.settled_micros_total.labels(generation.model).inc(generation.settled_micros or 0)

@@ -16,6 +16,7 @@ from app.database.pool import Database
 from app.errors import AppError
 from app.generations import images, records
 from app.generations.driver import Driver
+from app.generations.usage import all_unknown
 from app.storage.base import Storage
 
 log = structlog.get_logger(__name__)
@@ -53,9 +54,18 @@ async def recover_once(
         telemetry.recovered_total.labels(outcome.state).inc()
         ended += outcome.ended
     erased = await images.erase_left_over(database, storages, batch_max=_BATCH_MAX)
+    await _show_unknown(database)
     if claimed or erased:
         log.info("recovered", claimed=len(claimed), ended=ended, erased=erased)
     return Recovered(len(claimed), ended, erased)
+
+
+async def _show_unknown(database: Database) -> None:
+    async with database.statement() as connection:
+        unknown = await all_unknown(connection)
+    telemetry.unknown_generations.set(unknown.generations)
+    telemetry.unknown_held_micros.set(unknown.micros)
+    telemetry.unknown_oldest_seconds.set(unknown.oldest_seconds)
 
 
 async def recover_for_ever(

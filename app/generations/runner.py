@@ -17,7 +17,7 @@ import structlog
 from uuid_utils.compat import uuid7
 
 from app import telemetry
-from app.accounts.budgets import Gauge
+from app.accounts.budgets import Gauge, in_usd
 from app.accounts.keys import Caller
 from app.database.pool import Database
 from app.errors import (
@@ -271,7 +271,7 @@ def _refusal(over: OverLimit) -> AppError:
         "images_per_day": f"images a day: {gauge.maximum}",
         "images_per_month": f"images a month: {gauge.maximum}",
         "images_total": f"images in total: {gauge.maximum}",
-        "micros_per_month": f"USD a month: {gauge.maximum / 1_000_000:.2f}",
+        "micros_per_month": f"USD a month: {in_usd(gauge.maximum)}",
     }[gauge.name]
     when = "" if gauge.resets_in_seconds is None else " It begins anew at the next UTC midnight."
     if gauge.name.endswith("_month"):

@@ -1,8 +1,9 @@
-"""Who spent what?"""
+"""Who spent what, and what is held for whom?"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
+from uuid import UUID
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -47,3 +48,52 @@ async def usage_of(connection: AsyncConnection, month: date) -> Sequence[Usage]:
         Usage(row["user"], row["model"], *(int(row[name]) for name in list(Usage.__dataclass_fields__)[2:]))
         for row in rows.mappings()
     ]
+
+
+@dataclass(frozen=True)
+class Outstanding:
+    """What is held and not settled yet: so many generations, their images and their micros."""
+
+    generations: int
+    images: int
+    micros: int
+
+
+async def outstanding_of(connection: AsyncConnection, user_id: UUID) -> tuple[Outstanding, Outstanding]:
+    """Return what a user has running, and what is `unknown`, of whatever day it was held in.
+
+    One statement, over what runs and what is unknown, however much there ever was.
+    """
+    figures = "SELECT count(*), COALESCE(sum(held_images), 0), COALESCE(sum(held_micros), 0) FROM generations"
+    rows = await connection.execute(
+        text(
+            f"{figures} WHERE lease_until IS NOT NULL AND counted AND user_id = :user_id UNION ALL"
+            f" {figures} WHERE state = 'unknown' AND counted AND user_id = :user_id"
+        ),
+        {"user_id": user_id},
+    )
+    running, unknown = (Outstanding(*map(int, row)) for row in rows)
+    return running, unknown
+
+
+@dataclass(frozen=True)
+class AllUnknown:
+    """Every `unknown` generation of the installation, and how long ago the oldest was ordered; 0 without any."""
+
+    generations: int
+    micros: int
+    oldest_seconds: float
+
+
+async def all_unknown(connection: AsyncConnection) -> AllUnknown:
+    """Return what waits for a person. One statement, over what is unknown only."""
+    row = (
+        await connection.execute(
+            text(
+                "SELECT count(*), COALESCE(sum(held_micros), 0),"
+                " COALESCE(extract(epoch FROM now() - min(created_at)), 0)"
+                " FROM generations WHERE state = 'unknown' AND counted"
+            )
+        )
+    ).one()
+    return AllUnknown(int(row[0]), int(row[1]), float(row[2]))

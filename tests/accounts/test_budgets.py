@@ -45,6 +45,14 @@ async def _limit(database: Database, scope: str, **limits: int | None) -> None:
 
 
 @pytest.mark.parametrize(
+    ("micros", "usd"),
+    [(0, "0.00"), (1, "0.000001"), (1_000, "0.001"), (10_000, "0.01"), (12_500_000, "12.50"), (10**12, "1000000.00")],
+)
+async def test_money_is_told_with_all_its_digits_and_two_at_least(micros: int, usd: str) -> None:
+    assert budgets.in_usd(micros) == usd
+
+
+@pytest.mark.parametrize(
     ("limit", "maximum"),
     [
         ("in_flight_max", 3),

@@ -197,7 +197,7 @@ async def test_an_unknown_row_is_resolved_by_a_persons_word(
     await parts.reserve()
     unknown = await parts.recover()
 
-    resolved = await parts.driver.resolve(unknown, billed=billed)
+    resolved = await parts.driver.resolve(unknown, billed=billed, by="ada")
 
     assert resolved is not None
     assert (resolved.state, resolved.settled_micros) == (state, settled_micros)
@@ -208,7 +208,7 @@ async def test_a_picture_in_storage_outranks_the_word_that_nothing_was_billed(pa
     unknown = await parts.recover()
     await parts.storage.put(f"{generation.storage_stem}-0.png", _png(), content_type="image/png")
 
-    resolved = await parts.driver.resolve(unknown, billed=False)
+    resolved = await parts.driver.resolve(unknown, billed=False, by="ada")
 
     assert resolved is not None
     assert resolved.state == "completed"
