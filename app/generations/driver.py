@@ -264,7 +264,13 @@ class Driver:
         The statement may have been committed although its answer was lost. None when it was not.
         """
         failed = Move("failed", leaving=("pending", "unknown"), settled=(0, 0), failure_code="database_unavailable")
-        return await self._move_surely(generation_id, failed)
+        given_back = await self._move_surely(generation_id, failed)
+        if given_back is None:
+            # A server that was frozen, or a network that stalled, carries out later what it was sent before: once it
+            # answers again, within the time that Postgres gives a statement. Missed here, it would stay held.
+            await sleep(self._database.timeout_seconds)
+            given_back = await self._move_surely(generation_id, failed)
+        return given_back
 
     async def _move(self, generation_id: UUID, to: Move) -> Generation | None:
         async with self._database.statement() as connection:
