@@ -248,6 +248,11 @@ def processes_in(folder: Path) -> dict[int, str]:
     return found
 
 
+def nothing_runs(installation: Installation) -> None:
+    """No Postgres, no sandbox, no worker: at once, but for the moment in which a process sees that it is alone."""
+    eventually(lambda: not processes_in(installation.folder), seconds=5)
+
+
 def refuses(port: int) -> bool:
     """Whether nobody listens on this port of 127.0.0.1."""
     with socket.socket() as probe:
