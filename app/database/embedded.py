@@ -4,11 +4,14 @@ import json
 import os
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
+
+import structlog
 
 from app.database.binaries import EmbeddedPostgresError, choose_user, find_binaries
 from app.database.cluster import (
@@ -16,17 +19,26 @@ from app.database.cluster import (
     Launch,
     Place,
     cluster_major,
+    last_words,
     lock_file,
     make_cluster,
     new_log,
     read_password,
     try_lock,
 )
-from app.database.server import HOST, POLL_SECONDS, clear_leftovers, start_server, version_at
+from app.database.server import HOST, POLL_SECONDS, Server, clear_leftovers, start_server, version_at
 
 __all__ = ["EmbeddedPostgres", "EmbeddedPostgresError", "open_embedded"]
 
+log = structlog.get_logger(__name__)
+
 Role = Literal["serve", "command"]
+
+# A server that dies again and again is not mended by starting it.
+RESTARTS_MAX = 5
+RESTARTS_SECONDS = 300.0
+RESTART_PAUSE_SECONDS = 1.0
+_LOOK_SECONDS = 0.1
 
 # How long (who asks, who holds the folder) waits. The first is just long enough for a new owner to replace the note
 # that a dead one left.
@@ -47,14 +59,27 @@ class _Owner:
     port: int | None
 
 
+@dataclass(frozen=True)
+class _Starter:
+    """What a start of the server takes, the first as well as one after a crash."""
+
+    place: Place
+    durable: bool
+    binaries_dir: Path | None
+
+
 class EmbeddedPostgres:
     """A Postgres that answers at `url` until `close`; its owner then stops it, a borrower only forgets it."""
 
-    def __init__(self, url: str, version: str, closing: ExitStack) -> None:
-        """`version` is the server's, such as "18.4"; `closing` holds what `close` undoes."""
+    def __init__(self, url: str, server: Server | None, version: str, starter: _Starter, closing: ExitStack) -> None:
+        """`version` is such as "18.4"; `closing` holds what `close` undoes; a borrower has no `server`."""
         self.url = url
         self.version = version
+        self._server = server
+        self._starter = starter
         self._closing = closing
+        self._stopping = threading.Event()
+        self._keeper: threading.Thread | None = None
 
     def __repr__(self) -> str:
         """Without the URL, which holds the password."""
@@ -68,9 +93,53 @@ class EmbeddedPostgres:
         """Close, whatever happened."""
         self.close()
 
+    def keep_up(self, give_up: Callable[[EmbeddedPostgresError], None]) -> None:
+        """Start the server again, at the same URL, whenever it has died; what was committed is all there.
+
+        From a thread that lives until `close`, and in it `give_up` is called once when too many starts in too short a
+        time have not helped. For the owner alone.
+        """
+        assert self._server is not None, "a borrower starts nothing"
+        self._keeper = threading.Thread(
+            target=self._keep_up, args=(self._server, give_up), name="postgres-keeper", daemon=True
+        )
+        self._keeper.start()
+
     def close(self) -> None:
         """Return once Postgres has stopped, if it is ours to stop. A second call does nothing."""
+        self._stopping.set()
+        if self._keeper is not None:
+            # In the middle of a start it would leave a server behind. Where it ends, the kernel stops the server that
+            # it has started; what is closed next waits for that.
+            self._keeper.join()
         self._closing.close()
+
+    def _keep_up(self, server: Server, give_up: Callable[[EmbeddedPostgresError], None]) -> None:
+        starts: list[float] = []
+        while not self._stopping.wait(_LOOK_SECONDS):
+            if server.postmaster.poll() is None:
+                continue
+            starts = [at for at in starts if time.monotonic() - at < RESTARTS_SECONDS]
+            if len(starts) == RESTARTS_MAX:
+                give_up(self._given_up(server))
+                break
+            starts.append(time.monotonic())
+            log.error("postgres_died", exit_code=server.postmaster.returncode, restart=len(starts), of=RESTARTS_MAX)
+            try:
+                server = _run_postgres(self._starter, self._closing, port=server.port)
+            except (EmbeddedPostgresError, OSError) as error:
+                log.error("postgres_not_restarted", detail=str(error))
+                self._stopping.wait(RESTART_PAUSE_SECONDS)
+            else:
+                log.warning("postgres_restarted", port=server.port)
+        # The kernel watches this thread: ended before, it would take the server along that it has started.
+        self._stopping.wait()
+
+    def _given_up(self, server: Server) -> EmbeddedPostgresError:
+        return EmbeddedPostgresError(
+            f"The private Postgres died (exit status {server.postmaster.returncode}), and starting it again "
+            f"{RESTARTS_MAX} times in {RESTARTS_SECONDS:.0f} s did not help. {last_words(self._starter.place.log)}"
+        )
 
 
 def is_made(data_dir: Path) -> bool:
@@ -100,17 +169,20 @@ def open_embedded(
                 f"The data folder {place.data_dir} cannot be written ({error.strerror}). Run imagekeep as the user "
                 "that made it, or choose another DATA_DIR."
             ) from error
-        borrowed = _own_or_borrow(owner_fd, place, role)
+        starter = _Starter(place, durable, binaries_dir)
+        borrowed = _own_or_borrow(owner_fd, starter, role)
         if borrowed is not None:
             return borrowed
         # Only the note is wiped, the file stays: a lock on a file that is no longer there would exclude nobody.
         closing.callback(os.ftruncate, owner_fd, 0)
-        port, version = _run_postgres(place, closing, durable=durable, binaries_dir=binaries_dir)
-        _write_owner(owner_fd, _Owner(role, os.getpid(), port))
-        return EmbeddedPostgres(_url(port, read_password(place)), version, closing.pop_all())
+        server = _run_postgres(starter, closing)
+        _write_owner(owner_fd, _Owner(role, os.getpid(), server.port))
+        url = _url(server.port, read_password(place))
+        return EmbeddedPostgres(url, server, server.version, starter, closing.pop_all())
 
 
-def _own_or_borrow(owner_fd: int, place: Place, role: Role) -> EmbeddedPostgres | None:
+def _own_or_borrow(owner_fd: int, starter: _Starter, role: Role) -> EmbeddedPostgres | None:
+    place = starter.place
     started = time.monotonic()
     while not try_lock(owner_fd):
         owner = _read_owner(owner_fd)
@@ -118,7 +190,7 @@ def _own_or_borrow(owner_fd: int, place: Place, role: Role) -> EmbeddedPostgres 
             password = read_password(place)
             version = version_at(owner.port, password)
             if version is not None:
-                return EmbeddedPostgres(_url(owner.port, password), version, ExitStack())
+                return EmbeddedPostgres(_url(owner.port, password), None, version, starter, ExitStack())
         # A note is missing only for the moment between locking the file and writing it.
         if owner is not None and time.monotonic() - started > PATIENCE_SECONDS[role, owner.role]:
             raise EmbeddedPostgresError(_refusal(owner, place, role))
@@ -150,16 +222,17 @@ def _write_owner(fd: int, owner: _Owner) -> None:
     os.pwrite(fd, json.dumps(asdict(owner)).encode(), 0)
 
 
-def _run_postgres(place: Place, closing: ExitStack, *, durable: bool, binaries_dir: Path | None) -> tuple[int, str]:
+def _run_postgres(starter: _Starter, closing: ExitStack, *, port: int | None = None) -> Server:
+    place = starter.place
     with lock_file(place.server_lock) as server_lock_fd:
         clear_leftovers(place, server_lock_fd)
         run_as = choose_user(place.cluster)
-        binaries = find_binaries(binaries_dir, run_as, cluster_major(place.cluster))
+        binaries = find_binaries(starter.binaries_dir, run_as, cluster_major(place.cluster))
         with new_log(place.log) as log_fd:
             launch = Launch(binaries, run_as, place, log_fd, server_lock_fd)
             if not place.cluster.exists():
-                make_cluster(launch, durable=durable)
-            return start_server(launch, closing, durable=durable)
+                make_cluster(launch, durable=starter.durable)
+            return start_server(launch, closing, durable=starter.durable, port=port)
 
 
 def _url(port: int, password: str) -> str:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
@@ -52,20 +53,29 @@ SETTINGS = {
 }
 
 
-def start_server(launch: Launch, closing: ExitStack, *, durable: bool) -> tuple[int, str]:
-    """The port and version of a Postgres that answers and that `closing` will stop. Raises EmbeddedPostgresError."""
+@dataclass(frozen=True)
+class Server:
+    """A Postgres that answered on `port`. `version` is such as "18.4"."""
+
+    postmaster: "subprocess.Popen[bytes]"
+    port: int
+    version: str
+
+
+def start_server(launch: Launch, closing: ExitStack, *, durable: bool, port: int | None = None) -> Server:
+    """A Postgres that answers and that `closing` will stop, on `port` if one is given. Raises EmbeddedPostgresError."""
     place = launch.place
     password = read_password(place)
     options = setting_options(SETTINGS | ({} if durable else NOT_DURABLE))
     for _ in range(PORT_TRIES_MAX):
-        port = _free_port()
-        server = launch_program(launch, "postgres", [*options, "-c", f"port={port}"], folder=place.cluster)
+        chosen = port or _free_port()
+        server = launch_program(launch, "postgres", [*options, "-c", f"port={chosen}"], folder=place.cluster)
         closing.callback(_stop, server)
         deadline = time.monotonic() + START_SECONDS_MAX
         while server.poll() is None and time.monotonic() < deadline:
-            version = version_at(port, password)
+            version = version_at(chosen, password)
             if version is not None:
-                return port, version
+                return Server(server, chosen, version)
             time.sleep(POLL_SECONDS)
         # Between our look for a free port and Postgres's taking it, somebody else may have.
         if server.poll() is None or "Address already in use" not in place.log.read_text(errors="replace"):
