@@ -32,8 +32,8 @@ from app.generations import images, records
 from app.generations.records import Generation
 from app.generations.recovery import recover_once
 from app.generations.usage import usage_of
+from app.preparation import ServeError, migrate_or_tell
 from app.sandbox.server import bind, run_sandbox
-from app.serve import ServeError, migrate_or_tell
 from app.serve import serve as serve_installation
 from app.settings import load_settings
 from app.wiring import Wiring

@@ -11,7 +11,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, TypeVar
 
 import typer
-from sqlalchemy.exc import DBAPIError, ProgrammingError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.accounts.keys import AccountsError
@@ -20,7 +20,7 @@ from app.database.embedded import is_made, open_embedded
 from app.database.schema import migrate
 from app.errors import AppError, DatabaseUnavailable
 from app.generations.rehost import RehostFailed
-from app.serve import ServeError, database_words
+from app.preparation import ServeError, database_words
 from app.settings import Settings, SettingsError, load_settings
 from app.storage.base import StorageError
 from app.telemetry import configure_logging
@@ -97,8 +97,8 @@ def _run(work: Awaitable[T]) -> T:
 
     try:
         return asyncio.run(awaited())
-    except ProgrammingError as error:
-        if getattr(error.orig, "sqlstate", "") == "42P01":
+    except DatabaseUnavailable as error:
+        if error.not_migrated:
             raise AccountsError("the database has no tables yet: run `imagekeep migrate` first") from error
         raise
 

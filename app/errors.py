@@ -227,6 +227,8 @@ class DatabaseUnavailable(AppError):
     status, code = 503, "database_unavailable"
     # Whether the statement may have been committed all the same: the connection broke after it was sent.
     in_doubt = False
+    # Whether it is there, but nobody has migrated it yet.
+    not_migrated = False
 
 
 class AnswerUnavailable(AppError):

@@ -4,7 +4,6 @@ The parent starts what the settings leave open (a private Postgres, the sandbox)
 own process, or with workers of which it keeps the asked number. Whatever ends it, nothing stays behind.
 """
 
-import asyncio
 import contextlib
 import ctypes
 import json
@@ -28,36 +27,31 @@ from types import FrameType
 
 import structlog
 import uvicorn
-from alembic.util import CommandError
 from prometheus_client import multiprocess as prometheus_workers
-from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError, OperationalError
 from uvicorn.config import STARTUP_FAILURE
 
-from app.accounts import budgets, keys
 from app.database.embedded import open_embedded
-from app.database.schema import migrate
 from app.main import create_app
+from app.preparation import (
+    FIRST_USER,
+    FIRST_USER_IMAGES_PER_DAY_MAX,
+    DatabaseNotThere,
+    Failure,
+    ServeError,
+    prepare,
+    preparing_later,
+)
 from app.settings import Settings
 from app.telemetry import configure_logging
 from app.upstream.catalog import load_catalog
-from app.wiring import Neighbours, images_folder, open_database, open_storages, sandbox_port_note
+from app.wiring import Neighbours, images_folder, sandbox_port_note
 
 log = structlog.get_logger(__name__)
 
-# The first user may spend this much by accident, whoever gets hold of the printed key.
-FIRST_USER = "first"
-FIRST_USER_IMAGES_PER_DAY_MAX = 100
-
-_FIRST_USER_LOCK = 0x6669727374
 _BACKLOG = 2048
 _RESTART_PAUSE_SECONDS = 1.0
 _SANDBOX_WAIT_SECONDS = 15
 _PR_SET_PDEATHSIG = 1
-
-
-class ServeError(Exception):
-    """The service can't start; the text says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -118,15 +112,36 @@ def serve(settings: Settings, *, as_json: bool) -> None:
     load_catalog(settings.model_catalog)
     with ExitStack() as closing:
         listener = closing.enter_context(_bind(settings.bind_host, settings.port))
-        neighbours, told, await_sandbox = _start_neighbours(settings, closing)
-        banner = replace(told, key=asyncio.run(_prepare(settings, neighbours)))
+        failure = Failure()
+        neighbours, told, await_sandbox = _start_neighbours(settings, closing, failure)
+        announcement = _prepare_or_wait(settings, neighbours, failure, lambda key: _announcement(told, key, as_json))
         await_sandbox()
-        announcement = banner.as_json() if as_json else banner.as_text()
         if settings.workers == 1:
             _serve_here(settings, neighbours, listener, announcement)
         else:
             closing.enter_context(_metrics_folder())
             _serve_with_workers(settings, neighbours, listener, announcement)
+        failure.raise_if_any()
+
+
+def _announcement(told: Banner, key: str | None, as_json: bool) -> str:
+    banner = replace(told, key=key)
+    return banner.as_json() if as_json else banner.as_text()
+
+
+def _prepare_or_wait(
+    settings: Settings, neighbours: Neighbours, failure: Failure, announce: Callable[[str | None], str]
+) -> str | None:
+    """Prepare the database and return what is to be announced; None when it isn't there yet.
+
+    Then it is prepared when it comes, and announced, while the service answers 503.
+    """
+    try:
+        return announce(prepare(settings, neighbours))
+    except DatabaseNotThere as away:
+        log.warning("database_not_there", detail=str(away), then="answering 503; prepared and announced when it comes")
+        preparing_later(settings, neighbours, lambda key: print(announce(key), flush=True), failure)
+        return None
 
 
 @contextlib.contextmanager
@@ -147,7 +162,9 @@ def _bind(host: str, port: int) -> Iterator[socket.socket]:
         yield listener
 
 
-def _start_neighbours(settings: Settings, closing: ExitStack) -> tuple[Neighbours, Banner, Callable[[], None]]:
+def _start_neighbours(
+    settings: Settings, closing: ExitStack, failure: Failure
+) -> tuple[Neighbours, Banner, Callable[[], None]]:
     """Start what the settings leave open, and say what the installation runs on.
 
     The sandbox comes up while the database is prepared; calling the third value waits for it.
@@ -162,6 +179,7 @@ def _start_neighbours(settings: Settings, closing: ExitStack) -> tuple[Neighbour
     else:
         embedded = open_embedded(settings.data_dir, role="serve", binaries_dir=settings.postgres_binaries_dir)
         closing.callback(embedded.close)
+        embedded.keep_up(failure.tell)
         database_url, database = embedded.url, f"its own Postgres {embedded.version} in {settings.data_dir.absolute()}"
     if settings.s3_bucket:
         storage = f"the bucket {settings.s3_bucket}"
@@ -169,48 +187,6 @@ def _start_neighbours(settings: Settings, closing: ExitStack) -> tuple[Neighbour
         storage = f"the folder {images_folder(settings.data_dir).absolute()}"
     told = Banner(settings.resolved_public_url(), database, storage, upstream, None)
     return Neighbours(database_url, sandbox_url), told, await_sandbox
-
-
-def migrate_or_tell(database_url: str) -> tuple[str | None, str]:
-    """Migrate, and return the revisions before and after. Raises ServeError with what an operator can mend."""
-    try:
-        return migrate(database_url)
-    except OperationalError as error:
-        raise ServeError(f"The database at DATABASE_URL can't be used: {database_words(error)}") from error
-    except CommandError as error:
-        raise ServeError(f"The database was made by another release, perhaps a newer one: {error}") from error
-
-
-def database_words(error: DBAPIError) -> str:
-    """Return what Postgres or its driver said, in one line and without the statement. It holds no password."""
-    return " ".join(str(error.orig).split())
-
-
-async def _prepare(settings: Settings, neighbours: Neighbours) -> str | None:
-    """Migrate, put the sandbox's generations out of the books of a real upstream, and make the first user.
-
-    Returns the first user's key; None when there were users already.
-    """
-    # Half of the credentials, say. A storage that merely doesn't answer yet is no reason not to start.
-    for storage in open_storages(settings)[1].values():
-        await storage.close()
-    before, now = await asyncio.to_thread(migrate_or_tell, neighbours.database_url)
-    if before != now:
-        log.info("migrated", before=before, now=now)
-    database = open_database(settings, neighbours.database_url)
-    try:
-        async with database.transaction() as tx:
-            if neighbours.sandbox_url is None and (left_out := await budgets.leave_sandbox_out(tx)):
-                log.info("sandbox_left_out_of_the_books", generations=left_out)
-            # Two replicas that start at once would both make one.
-            await tx.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _FIRST_USER_LOCK})
-            if await keys.list_users(tx):
-                return None
-            user = await keys.add_user(tx, FIRST_USER)
-            await budgets.set_limits(tx, f"user:{user.id}", {"images_per_day_max": FIRST_USER_IMAGES_PER_DAY_MAX})
-            return (await keys.create_key(tx, user))[1]
-    finally:
-        await database.close()
 
 
 # The sandbox, a process of its own
@@ -307,7 +283,9 @@ def _serve_here(settings: Settings, neighbours: Neighbours, listener: socket.soc
     server.run(sockets=[listener])
 
 
-def _serve_with_workers(settings: Settings, neighbours: Neighbours, listener: socket.socket, announcement: str) -> None:
+def _serve_with_workers(
+    settings: Settings, neighbours: Neighbours, listener: socket.socket, announcement: str | None
+) -> None:
     stopping = threading.Event()
     hurried = threading.Event()
 

@@ -94,6 +94,10 @@ class Installation:
     def start(self) -> None:
         """Launch it and return once its JSON banner is there, and with it the first user's key if it is new."""
         self.launch("--json")
+        self.take_banner()
+
+    def take_banner(self) -> None:
+        """Return once the JSON banner of what was launched is there; remember its key."""
         self.banner = eventually(self._read_banner, seconds=START_SECONDS_MAX)
         self.key = self.banner["key"] or self.key
         self.client.headers["authorization"] = f"Bearer {self.key}"

@@ -189,7 +189,7 @@ def test_every_wrong_setting_is_told_at_once_and_nothing_is_started(tmp_path: Pa
     assert not installation.data.exists()
 
 
-@pytest.mark.parametrize("command", [["serve"], ["migrate"], ["users", "list"]], ids=" ".join)
+@pytest.mark.parametrize("command", [["migrate"], ["users", "list"]], ids=" ".join)
 def test_a_database_that_does_not_answer_is_told_in_a_sentence(tmp_path: Path, command: list[str]) -> None:
     env = {"DATABASE_URL": "postgresql://user:a-password@127.0.0.1:9/db", "TT_API_KEY": "a-key"}
     installation = Installation(tmp_path, env)
@@ -199,7 +199,7 @@ def test_a_database_that_does_not_answer_is_told_in_a_sentence(tmp_path: Path, c
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("imagekeep: The database at DATABASE_URL can't be used: ")
     assert done.stderr.count("\n") == 1
-    assert "Connection refused" in done.stderr
+    assert "refused" in done.stderr or "nobody answers at 127.0.0.1:9" in done.stderr
     assert "a-password" not in done.stderr
 
 

@@ -6,7 +6,6 @@ import os
 import structlog
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest, multiprocess
 from prometheus_client import REGISTRY as PROCESS_REGISTRY
-from sqlalchemy.exc import ProgrammingError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -59,10 +58,10 @@ async def _database_state(wiring: Wiring) -> str:
             revision = await current_revision(connection)
             if not await takes_writes(connection):
                 return "read-only"
-    except (DatabaseUnavailable, TimeoutError):
+    except TimeoutError:
         return "unavailable"
-    except ProgrammingError:
-        return "not migrated"
+    except DatabaseUnavailable as error:
+        return "not migrated" if error.not_migrated else "unavailable"
     return "ok" if revision == head_revision() else "at another schema version"
 
 

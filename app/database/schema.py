@@ -9,6 +9,9 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+# A server that accepts and says nothing, or has vanished, must not hold a start for ever.
+_CONNECT_ARGS = {"connect_timeout": 10, "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
+
 # Two processes that start at once would both create the tables; the second waits here and then finds them made.
 _ADVISORY_LOCK = 0x696D6167656B
 
@@ -18,7 +21,7 @@ def migrate(database_url: str) -> tuple[str | None, str]:
 
     Returns the revisions before and after. Raises what SQLAlchemy raises where the database can't be reached.
     """
-    engine = create_engine(database_url, hide_parameters=True)
+    engine = create_engine(database_url, hide_parameters=True, connect_args=_CONNECT_ARGS)
     try:
         with engine.connect() as connection:
             connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": _ADVISORY_LOCK})

@@ -143,6 +143,27 @@ async def test_a_statement_that_postgres_itself_finds_too_slow_is_not_in_doubt(d
     assert await answers(database)
 
 
+@pytest.mark.parametrize(
+    ("sqlstate", "in_doubt"),
+    [("53100", False), ("53200", False), ("40P01", False), ("25006", False), ("08007", True), ("40003", True)],
+    ids=["disk full", "out of memory", "deadlock", "read-only", "resolution unknown", "completion unknown"],
+)
+async def test_what_postgres_says_of_its_own_trouble_is_told_as_the_database_being_away(
+    database: Database, sqlstate: str, in_doubt: bool
+) -> None:
+    trouble = f"DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '{sqlstate}'; END $$"
+
+    error, _ = await cut_off(database, trouble, lambda: None)
+
+    assert (error.in_doubt, error.not_migrated) == (in_doubt, False)
+
+
+async def test_a_database_without_tables_is_not_there_yet(database: Database) -> None:
+    error, _ = await cut_off(database, "SELECT * FROM no_such_table", lambda: None)
+
+    assert (error.in_doubt, error.not_migrated) == (False, True)
+
+
 async def test_the_queue_for_a_connection_is_told_in_time_and_nothing_is_in_doubt(database: Database) -> None:
     async with database.statement(), database.statement():
         error, seconds = await away(database)
