@@ -84,7 +84,8 @@ def prepare(settings: Settings, neighbours: Neighbours) -> str | None:
     try:
         return asyncio.run(_prepare_rows(settings, neighbours))
     except DatabaseUnavailable as error:
-        raise DatabaseNotThere("The database at DATABASE_URL broke off while it was prepared.") from error
+        said = database_words(error.__cause__) if isinstance(error.__cause__, DBAPIError) else "no answer in time"
+        raise DatabaseNotThere(f"The database at DATABASE_URL broke off while it was prepared: {said}") from error
 
 
 def preparing_later(
