@@ -80,14 +80,16 @@ class Driver:
             return await self._bring_home(generation, generation.source_urls, self._leases.generated_seconds)
         if generation.attempts == 0:
             if held_seconds() > self._leases.send_within_seconds:
-                return await self._leave_unsent(generation)
+                detail = "its runner stood still and did not send it"
+                return await self._leave_unsent(generation, "upstream_unreachable", detail)
             return await self._send(generation)
         # Somebody may have sent it, so it is never sent again.
         return await self._look_for_pictures(generation)
 
     async def _send(self, generation: Generation) -> Generation | None:
         model = self._catalog.find(generation.model)
-        assert model is not None, "RESERVE took its model from this catalog"
+        if model is None:
+            return await self._leave_unsent(generation, "upstream_model_gone", "the catalog no longer has its model")
         assert generation.prompt is not None, "a running generation can't be deleted"
         started = time.monotonic()
         outcome = await self._upstream.generate(
@@ -112,15 +114,15 @@ class Driver:
             return await self._move_surely(generation.id, failed)
         return await self._leave_unknown(generation, outcome.detail)
 
-    async def _leave_unsent(self, generation: Generation) -> Generation | None:
-        # This process stood still between RESERVE and here. Others may have taken it for dead, a person may have
-        # resolved it and a retry may have been sent: sent now, one order could be paid for twice.
+    async def _leave_unsent(self, generation: Generation, code: str, detail: str) -> Generation | None:
+        # Also of a process that stood still between RESERVE and here. Others may have taken it for dead, a person may
+        # have resolved it and a retry may have been sent: sent now, one order could be paid for twice.
         unsent = Move(
             "failed",
             leaving=("pending", "unknown"),
             settled=(0, 0),
-            failure_code="upstream_unreachable",
-            failure_detail="its runner stood still and did not send it",
+            failure_code=code,
+            failure_detail=detail,
         )
         return await self._move_surely(generation.id, unsent)
 

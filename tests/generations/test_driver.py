@@ -110,6 +110,17 @@ async def test_a_fresh_order_is_sent_once_and_completes(parts: Parts, sandbox: R
     assert sandbox.witness()["asked"] == 1
 
 
+async def test_an_order_whose_model_the_catalog_lost_is_not_sent_and_costs_nothing(
+    parts: Parts, sandbox: RunningSandbox
+) -> None:
+    generation = replace(await parts.reserve(), model="gone")
+
+    ended = await parts.driver.drive(generation)
+
+    assert (ended.state, ended.failure_code, ended.settled_micros) == ("failed", "upstream_model_gone", 0)
+    assert sandbox.witness()["asked"] == 0
+
+
 async def test_a_pending_row_of_a_dead_runner_is_never_sent_and_ends_unknown_with_its_hold(
     parts: Parts, sandbox: RunningSandbox
 ) -> None:
