@@ -90,6 +90,9 @@ class Settings(BaseSettings):
     recovery_interval_seconds: float = Field(10, gt=0)
     drain_seconds: float = Field(340, gt=0)
 
+    # Repeats
+    join_within_seconds: float = Field(300, ge=0)
+
     # What we write down
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["auto", "json", "console"] = "auto"

@@ -46,6 +46,9 @@ generations_in_flight = Gauge(
 refusals_total = Counter(
     "imagekeep_refusals_total", "Orders refused before anything was held, by error code and limit.", ["code", "limit"]
 )
+repeats_total = Counter(
+    "imagekeep_repeats_total", "Orders answered with an earlier generation, by how they were recognised.", ["by"]
+)
 upstream_seconds = Histogram(
     "imagekeep_upstream_seconds",
     "Seconds upstream took to answer a paid order, by outcome.",

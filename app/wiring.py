@@ -119,6 +119,8 @@ async def open_wiring(settings: Settings, neighbours: Neighbours) -> AsyncIterat
             storage_prefix=settings.s3_prefix,
             pending_lease_seconds=settings.pending_lease_seconds,
             in_flight_max=settings.upstream_in_flight_max,
+            catalog=catalog,
+            join_within_seconds=settings.join_within_seconds,
         )
         yield Wiring(settings, database, catalog, storages, home, driver, runner)
 

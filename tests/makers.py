@@ -9,8 +9,9 @@ from uuid_utils.compat import uuid7
 from app.accounts import keys
 from app.accounts.keys import Caller
 from app.generations import records
-from app.generations.order import PricedOrder
-from app.generations.records import Held, Image, KeyNotLive, Known, OverLimit
+from app.generations.order import Order, PricedOrder
+from app.generations.records import Held, Image, KeyNotLive, OverLimit
+from app.generations.repeats import Attempt, Joined, Known
 from app.upstream.catalog import Model
 
 PRICE_MICROS = 10_000
@@ -36,7 +37,7 @@ def make_model(*, images_max: int = 10) -> Model:
 
 def make_order(prompt: str = "a cat", *, n: int = 1, cost_micros: int | None = None) -> PricedOrder:
     cost_micros = PRICE_MICROS * n if cost_micros is None else cost_micros
-    return PricedOrder(prompt, make_model(), "1024x1024", "standard", n, cost_micros)
+    return PricedOrder(prompt, make_model(), "1024x1024", "standard", n, cost_micros, Order(prompt, n=n).digest)
 
 
 def make_image(generation_id: UUID, *, position: int = 0) -> Image:
@@ -66,9 +67,11 @@ async def reserve(
     order: PricedOrder | None = None,
     *,
     idempotency_key: str | None = None,
+    retry_count: int = 0,
     lease_seconds: float = 330,
+    join_within_seconds: float = 0,
     now: datetime | None = None,
-) -> Held | Known | OverLimit | KeyNotLive:
+) -> Held | Known | Joined | OverLimit | KeyNotLive:
     generation_id = uuid7()
     return await records.reserve(
         connection,
@@ -78,6 +81,7 @@ async def reserve(
         sandbox=False,
         storage_stem=f"2026/11/22/{generation_id.hex}",
         lease_seconds=lease_seconds,
-        idempotency_key=idempotency_key,
+        attempt=Attempt(idempotency_key, retry_count),
+        join_within_seconds=join_within_seconds,
         now=now,
     )

@@ -18,9 +18,9 @@ from swagger_ui_bundle import swagger_ui_path
 from app.accounts.budgets import Gauge, gauges_of
 from app.api.auth import Authenticated
 from app.api.files import stream_image
-from app.api.prefer import Preference, read_idempotency_key, read_preference
+from app.api.prefer import Preference, read_idempotency_key, read_preference, read_retry_count
 from app.api.quota import quota_headers, refusal_headers
-from app.api.surface import create_surface, error_headers, parse_json, read_body, request_id_of, wiring_of
+from app.api.surface import answering, create_surface, error_headers, parse_json, read_body, request_id_of, wiring_of
 from app.errors import (
     AnswerUnavailable,
     AppError,
@@ -34,8 +34,9 @@ from app.errors import (
     error_of_code,
 )
 from app.generations import images, records
-from app.generations.order import Order, check
+from app.generations.order import Order
 from app.generations.records import Generation
+from app.generations.repeats import Attempt
 from app.generations.usage import Outstanding, outstanding_of
 
 _PAGE_DEFAULT, _PAGE_MAX = 20, 100
@@ -93,14 +94,12 @@ async def order_image(request: Request, caller: Authenticated) -> Response:
     """Order an image, wait for it, and answer with its permanent URL. See docs/api.md."""
     wiring = wiring_of(request)
     preference = read_preference(request)
-    idempotency_key = read_idempotency_key(request)
+    attempt = Attempt(read_idempotency_key(request), read_retry_count(request), request_id_of(request))
     asked = parse_json(await read_body(request, bytes_max=wiring.settings.request_bytes_max), ImageOrder)
-    order = check(Order(**asked.model_dump()), wiring.catalog)
-    placed = await wiring.runner.place(
-        caller, order, idempotency_key=idempotency_key, request_id=request_id_of(request)
-    )
+    placed = await wiring.runner.place(caller, Order(**asked.model_dump()), attempt)
     try:
-        generation = await wiring.runner.wait(placed.generation_id, caller.user_id, seconds=preference.wait_seconds)
+        async with answering(request, or_else=partial(wiring.runner.leave_unanswered, placed)):
+            generation = await wiring.runner.wait(placed.generation_id, caller.user_id, seconds=preference.wait_seconds)
     except (DatabaseUnavailable, InternalError) as error:
         # It is paid for, or about to be: an answer that invites another try would be paid for twice.
         raise AnswerUnavailable(details={"id": str(placed.generation_id)}) from error

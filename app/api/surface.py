@@ -3,7 +3,8 @@
 import asyncio
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -149,6 +150,29 @@ def _as_app_error(error: ValidationError) -> AppError:
     if kind == "extra_forbidden":
         return UnsupportedParameter(f"`{parameter}` is not offered here.", parameter=parameter)
     return InvalidValue(f"`{parameter}`: {first['msg'].lower()}.", parameter=parameter)
+
+
+@asynccontextmanager
+async def answering(request: Request, *, or_else: Callable[[], None]) -> AsyncIterator[None]:
+    """Call `or_else` when the client leaves before the body below is through, or when that breaks off.
+
+    The body is not cut short: the work goes on without its client. The request's own body must be read already.
+    """
+    client = asyncio.create_task(_until_gone(request))
+    client.add_done_callback(lambda gone: None if gone.cancelled() else or_else())
+    try:
+        yield
+    except BaseException:
+        # A process that was told to stop now, or a database that is away: the client is told, but not what it ordered.
+        or_else()
+        raise
+    finally:
+        client.cancel()
+
+
+async def _until_gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def error_headers(error: AppError) -> dict[str, str]:

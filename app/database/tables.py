@@ -111,7 +111,7 @@ generations = Table(
     # Our own words and upstream's status, for the operator. Never upstream's body, which can echo a key.
     Column("failure_detail", Text),
     Column("idempotency_key", Text),
-    # SHA-256 of the checked order, so that a key that comes again with another order is refused.
+    # SHA-256 of what was asked: a key that comes again with another order is refused, and a repeat without one found.
     Column("order_digest", LargeBinary, nullable=False),
     Column("model", Text, nullable=False),
     Column("size", Text, nullable=False),
@@ -141,6 +141,12 @@ generations = Table(
     # Upstream's passing addresses, kept while they are needed and erased at the end: a signature opens the image.
     Column("source_urls", ARRAY(Text)),
     Column("source_expires_at", _TIME),
+    # How many repeats without an Idempotency-Key joined it (generations/repeats.py), and the retry count that the last
+    # of them came with, or the order itself. A chain of retries counts up: one that begins anew is another order's.
+    Column("repeats", Integer, nullable=False, server_default="0"),
+    Column("retry_count", SmallInteger, nullable=False, server_default="0"),
+    # When its client was found gone, or could not be answered. The next repeat takes the mark away and the answer on.
+    Column("left_at", _TIME),
     # The request that ordered it, to find its lines in the log.
     Column("request_id", Text),
     Column("created_at", _TIME, nullable=False),
@@ -159,6 +165,22 @@ generations = Table(
     Index("ix_generations_user_id_id", "user_id", "id"),
     # What recovery looks through is what is running, not what ever was.
     Index("ix_generations_lease_until", "lease_until", postgresql_where=text("lease_until IS NOT NULL")),
+    # An order looks here for what it may repeat: by the SDK's count, and by a client without an answer. The second is
+    # asked for each order, and so holds those few only.
+    Index(
+        "ix_generations_api_key_id_order_digest_created_at",
+        "api_key_id",
+        "order_digest",
+        "created_at",
+        postgresql_where=text("idempotency_key IS NULL"),
+    ),
+    Index(
+        "ix_generations_unanswered",
+        "api_key_id",
+        "order_digest",
+        "created_at",
+        postgresql_where=text("left_at IS NOT NULL OR state = 'unknown'"),
+    ),
     # What a person has to look at.
     Index("ix_generations_unknown", "id", postgresql_where=text("state = 'unknown'")),
 )

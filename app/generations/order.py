@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from app.errors import InvalidValue, ModelNotFound, UnsupportedParameter
 from app.upstream.catalog import Catalog, Model
@@ -18,10 +18,23 @@ class Order:
     quality: str | None = None
     n: int = 1
 
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 over what was asked: equal for equal orders, however their JSON was written.
+
+        What was left out stays out, so that a repeat finds its generation also when the catalog has another default
+        since, or when a later release knows more fields.
+        """
+        asked = {name: value for name, value in asdict(self).items() if value is not None}
+        return hashlib.sha256(json.dumps(asked, sort_keys=True, ensure_ascii=True).encode()).digest()
+
 
 @dataclass(frozen=True)
 class PricedOrder:
-    """An order that the catalog allows, with every choice made. `cost_micros` is for all its `n` pictures."""
+    """An order that the catalog allows, with every choice made.
+
+    `cost_micros` is for all its `n` pictures, `digest` that of what was asked.
+    """
 
     prompt: str
     model: Model
@@ -29,12 +42,7 @@ class PricedOrder:
     quality: str
     n: int
     cost_micros: int
-
-    @property
-    def digest(self) -> bytes:
-        """SHA-256 over what was ordered: equal for equal orders, however their JSON was written."""
-        fields = [self.model.name, self.prompt, self.size, self.quality, self.n]
-        return hashlib.sha256(json.dumps(fields, ensure_ascii=True).encode()).digest()
+    digest: bytes
 
 
 def check(order: Order, catalog: Catalog) -> PricedOrder:
@@ -64,7 +72,7 @@ def check(order: Order, catalog: Catalog) -> PricedOrder:
         raise InvalidValue(
             f"{model.name} has no price for {size} in {quality}, so it is not offered.", parameter="size"
         )
-    return PricedOrder(prompt, model, size, quality, order.n, price_micros * order.n)
+    return PricedOrder(prompt, model, size, quality, order.n, price_micros * order.n, order.digest)
 
 
 def _model(order: Order, catalog: Catalog) -> Model:

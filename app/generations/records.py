@@ -18,7 +18,7 @@ from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import select, text
+from sqlalchemy import RowMapping, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -26,13 +26,17 @@ from app.accounts import budgets
 from app.accounts.budgets import Gauge
 from app.accounts.keys import Caller
 from app.database.tables import generations, images
+from app.generations import repeats
 from app.generations.order import PricedOrder
+from app.generations.repeats import Attempt, Joined, Known
 
 State = Literal["pending", "generated", "completed", "failed", "unknown", "lost"]
 
 # From these nothing moves on its own any more. `unknown` still can: by a late answer, or by a person.
 ENDED: tuple[State, ...] = ("completed", "failed", "unknown", "lost")
 RUNNING: tuple[State, ...] = ("pending", "generated")
+
+_PLAIN = Attempt()
 
 
 @dataclass(frozen=True)
@@ -104,14 +108,6 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Known:
-    """The Idempotency-Key was used before, by this generation. `same_order` tells whether for the same order."""
-
-    generation_id: UUID
-    same_order: bool
-
-
-@dataclass(frozen=True)
 class OverLimit:
     """A limit refused the order; nothing was held. `gauge` is the broken one that lasts longest."""
 
@@ -130,21 +126,23 @@ known AS MATERIALIZED (
     SELECT id, order_digest = :order_digest AS same_order FROM generations
     WHERE user_id = :user_id AND idempotency_key = CAST(:idempotency_key AS text)
 ),
+{repeats.JOIN},
 allowed AS MATERIALIZED (
-    SELECT k.id FROM api_keys k JOIN users u ON u.id = k.user_id
-    WHERE k.id = :api_key_id AND k.revoked_at IS NULL AND u.disabled_at IS NULL AND NOT EXISTS (SELECT FROM known)
+    SELECT id FROM live WHERE NOT EXISTS (SELECT FROM known) AND NOT EXISTS (SELECT FROM joined)
 ),
 {budgets.HOLD},
 inserted AS (
     INSERT INTO generations (id, user_id, api_key_id, scopes, state, idempotency_key, order_digest, model, size,
-        quality, prompt, sandbox, held_images, held_micros, day, storage_stem, lease_until, request_id, created_at)
+        quality, prompt, sandbox, held_images, held_micros, day, storage_stem, lease_until, request_id, created_at,
+        retry_count)
     SELECT :id, :user_id, :api_key_id, CAST(:scopes AS text[]), 'pending', CAST(:idempotency_key AS text),
         :order_digest, :model, :size, :quality, :prompt, :sandbox, :images, :micros, f.day, :storage_stem,
-        m.ts + make_interval(secs => :lease_seconds), CAST(:request_id AS text), m.ts
+        m.ts + make_interval(secs => :lease_seconds), CAST(:request_id AS text), m.ts, :retry_count
     FROM allowed, frame f, moment m WHERE NOT EXISTS (SELECT FROM refusal)
     RETURNING *
 )
 SELECT (SELECT id FROM known) AS known_id, (SELECT same_order FROM known) AS same_order,
+    (SELECT id FROM joined) AS joined_id, (SELECT repeats FROM joined) AS joined_repeats,
     (SELECT to_jsonb(r) FROM refusal r) AS refusal,
     COALESCE((SELECT jsonb_agg(to_jsonb(g)) FROM gauges g), '[]') AS gauges, i.*
 FROM (SELECT 1) one LEFT JOIN inserted i ON true"""  # noqa: S608
@@ -159,22 +157,19 @@ async def reserve(
     sandbox: bool,
     storage_stem: str,
     lease_seconds: float,
-    idempotency_key: str | None = None,
-    request_id: str | None = None,
+    attempt: Attempt = _PLAIN,
+    join_within_seconds: float = 0,
     now: datetime | None = None,
-) -> Held | Known | OverLimit | KeyNotLive:
-    """Look for the Idempotency-Key, re-check the key, check every limit of every scope, hold, and insert `pending`.
+) -> Held | Known | Joined | OverLimit | KeyNotLive:
+    """Look for what it repeats, re-check the key, check every limit of every scope, hold, and insert `pending`.
 
-    One statement on an autocommit connection. Two orders with one new key at the same instant: the unique index lets
-    one in and rolls the other back whole; asked again, it finds the first.
+    One statement on an autocommit connection; a second look where orders with one new key came at the same instant.
     """
     parameters = {
+        **repeats.join_parameters(caller, order.digest, attempt, join_within_seconds),
         "id": generation_id,
         "user_id": caller.user_id,
-        "api_key_id": caller.api_key_id,
         "scopes": list(caller.scopes),
-        "idempotency_key": idempotency_key,
-        "order_digest": order.digest,
         "model": order.model.name,
         "size": order.size,
         "quality": order.quality,
@@ -184,22 +179,35 @@ async def reserve(
         "micros": order.cost_micros,
         "storage_stem": storage_stem,
         "lease_seconds": lease_seconds,
-        "request_id": request_id,
+        "request_id": attempt.request_id,
         "now": now,
     }
-    try:
-        row = (await connection.execute(text(_RESERVE), parameters)).mappings().one()
-    except IntegrityError:
-        if idempotency_key is None:
-            raise
-        row = (await connection.execute(text(_RESERVE), parameters)).mappings().one()
+    row = await _reserve_row(connection, parameters)
     if row["known_id"] is not None:
         return Known(row["known_id"], row["same_order"])
+    if row["joined_id"] is not None:
+        return Joined(row["joined_id"], row["joined_repeats"])
     if row["refusal"] is not None:
+        # The limit may have been spent by an order with this very key, which this statement began too early to see.
+        if attempt.idempotency_key is not None and (
+            known := await repeats.find_keyed(connection, caller, order.digest, attempt.idempotency_key)
+        ):
+            return known
         return OverLimit(_gauge(row["refusal"], "used_before"))
     if row["id"] is None:
         return KeyNotLive()
     return Held(_generation(row), tuple(_gauge(gauge, "used_after") for gauge in row["gauges"]))
+
+
+async def _reserve_row(connection: AsyncConnection, parameters: Mapping[str, Any]) -> RowMapping:
+    while True:
+        try:
+            return (await connection.execute(text(_RESERVE), parameters)).mappings().one()
+        except IntegrityError as error:
+            # The unique index lets one of two orders with a new key in, and rolls the other back whole; asked again,
+            # it finds the first. Not for ever: each time somebody else has gone on.
+            if "uq_generations_user_id_idempotency_key" not in str(error.orig):
+                raise
 
 
 _MOVE = f"""
@@ -326,18 +334,6 @@ async def find(connection: AsyncConnection, generation_id: UUID, *, user_id: UUI
     if row is None:
         return None
     return (await _with_images(connection, [_generation(row)]))[0]
-
-
-async def find_keyed(connection: AsyncConnection, user_id: UUID, idempotency_key: str) -> tuple[UUID, bytes] | None:
-    """Return the id and order digest of the generation that a user's Idempotency-Key names; None when it is new."""
-    row = (
-        await connection.execute(
-            select(generations.c.id, generations.c.order_digest).where(
-                generations.c.user_id == user_id, generations.c.idempotency_key == idempotency_key
-            )
-        )
-    ).one_or_none()
-    return (row.id, row.order_digest) if row else None
 
 
 async def page(

@@ -33,10 +33,12 @@ from app.errors import (
     StorageUnavailable,
     TooManyInFlight,
 )
-from app.generations import records
+from app.generations import records, repeats
 from app.generations.driver import Driver
-from app.generations.order import PricedOrder
-from app.generations.records import Generation, Held, Known, OverLimit
+from app.generations.order import Order, PricedOrder, check
+from app.generations.records import Generation, Held, KeyNotLive, OverLimit
+from app.generations.repeats import Attempt, Joined, Known
+from app.upstream.catalog import Catalog
 
 log = structlog.get_logger(__name__)
 
@@ -46,10 +48,14 @@ _OVERLOADED_RETRY_SECONDS = 2
 
 @dataclass(frozen=True)
 class Placed:
-    """An order that was taken. `gauges` are empty for a replay, which is charged nothing."""
+    """An order that was taken. `gauges` are empty for a repeat, which is charged nothing.
+
+    `repeats` tells how many repeats its generation had then; None where none may join, because it has a key.
+    """
 
     generation_id: UUID
     gauges: tuple[Gauge, ...] = ()
+    repeats: int | None = None
 
 
 class Runner:
@@ -64,6 +70,8 @@ class Runner:
         storage_prefix: str,
         pending_lease_seconds: float,
         in_flight_max: int,
+        catalog: Catalog,
+        join_within_seconds: float,
     ) -> None:
         self._database = database
         self._driver = driver
@@ -71,30 +79,35 @@ class Runner:
         self._storage_prefix = storage_prefix
         self._pending_lease_seconds = pending_lease_seconds
         self._slots_free = in_flight_max
+        self._catalog = catalog
+        self._join_within_seconds = join_within_seconds
         # By user too: a waiter must not learn from the time it takes that somebody else's generation exists.
         self._running: dict[tuple[UUID, UUID], asyncio.Task[Any]] = {}
         self._owned: set[asyncio.Task[Any]] = set()
         self._draining = False
 
-    async def place(
-        self, caller: Caller, order: PricedOrder, *, idempotency_key: str | None = None, request_id: str | None = None
-    ) -> Placed:
-        """Hold the price and start a generation, or find the one that this Idempotency-Key named before.
+    async def place(self, caller: Caller, order: Order, attempt: Attempt) -> Placed:
+        """Hold the price and start a generation, or find the one that this order repeats.
 
-        Returns once the price is held. Raises BudgetSpent, RateLimitExceeded, TooManyInFlight, ApiKeyInvalid,
-        IdempotencyKeyReused, Overloaded, StorageUnavailable or DatabaseUnavailable, and then nothing is held.
+        Returns once the price is held. Raises what order.check does, BudgetSpent, RateLimitExceeded, TooManyInFlight,
+        ApiKeyInvalid, IdempotencyKeyReused, Overloaded, StorageUnavailable or DatabaseUnavailable, and then nothing is
+        held.
         """
-        if (refusal := await self._refuse_unasked()) is not None:
-            # A replay needs neither slot nor storage: its work is done, or has them.
-            if idempotency_key and (known := await self._known(caller, order, idempotency_key)):
-                return known
-            telemetry.refusals_total.labels(refusal.code, "").inc()
-            raise refusal
+        try:
+            priced = check(order, self._catalog)
+            if (refusal := await self._refuse_unasked()) is not None:
+                raise refusal
+        except AppError as refused:
+            # A repeat needs no slot and no storage, and nothing of the catalog: its work is done, or has them.
+            if (earlier := await self._find_earlier(caller, order, attempt)) is not None:
+                return earlier
+            telemetry.refusals_total.labels(refused.code, "").inc()
+            raise
         self._slots_free -= 1
         placed: asyncio.Future[Placed] = asyncio.get_running_loop().create_future()
         # The handler may be gone when this is set; asyncio would then complain of an error that nobody fetched.
         placed.add_done_callback(lambda done: done.cancelled() or done.exception())
-        self._own(self._reserve_and_drive(placed, caller, order, idempotency_key, request_id))
+        self._own(self._reserve_and_drive(placed, caller, priced, attempt))
         return await asyncio.shield(placed)
 
     async def wait(self, generation_id: UUID, user_id: UUID, *, seconds: float | None) -> Generation:
@@ -119,6 +132,11 @@ class Runner:
             if generation.ended or left_to_recovery or remaining_seconds <= 0:
                 return generation
             await asyncio.sleep(min(_POLL_SECONDS, remaining_seconds))
+
+    def leave_unanswered(self, placed: Placed) -> None:
+        """Write down, in the background, that the client of this order has no answer, so that its repeat joins."""
+        if placed.repeats is not None and self._join_within_seconds > 0:
+            self._own(self._leave(placed.generation_id, placed.repeats))
 
     async def drain(self, *, seconds: float, stop_now: Callable[[], bool] = lambda: False) -> None:
         """Take no more orders and wait for what is running, up to `seconds` or until `stop_now` says so.
@@ -148,45 +166,58 @@ class Runner:
             return Overloaded(retry_after_seconds=_OVERLOADED_RETRY_SECONDS)
         return None
 
-    async def _known(self, caller: Caller, order: PricedOrder, idempotency_key: str) -> Placed | None:
+    async def _find_earlier(self, caller: Caller, order: Order, attempt: Attempt) -> Placed | None:
+        """Return what a refused order repeats. One without a mark is not looked up: its refusal is to cost nothing."""
+        key = attempt.idempotency_key
+        if key is None and attempt.retry_count == 0:
+            return None
         async with self._database.statement() as connection:
-            found = await records.find_keyed(connection, caller.user_id, idempotency_key)
-        return _replay(Known(found[0], found[1] == order.digest)) if found else None
+            if key is not None:
+                known = await repeats.find_keyed(connection, caller, order.digest, key)
+                return _repeat(known) if known else None
+            joined = await repeats.join(
+                connection, caller, order.digest, attempt, join_within_seconds=self._join_within_seconds
+            )
+            return _repeat(joined) if joined else None
+
+    async def _leave(self, generation_id: UUID, repeats_then: int) -> None:
+        give_up_at = time.monotonic() + self._join_within_seconds
+        while True:
+            try:
+                async with self._database.statement() as connection:
+                    await repeats.leave(connection, generation_id, repeats=repeats_then)
+                return
+            except DatabaseUnavailable:
+                if self._draining or time.monotonic() > give_up_at:
+                    log.warning("departure_not_noted", generation_id=str(generation_id))
+                    return
+            await asyncio.sleep(_POLL_SECONDS)
 
     async def _reserve_and_drive(
-        self,
-        placed: asyncio.Future[Placed],
-        caller: Caller,
-        order: PricedOrder,
-        idempotency_key: str | None,
-        request_id: str | None,
+        self, placed: asyncio.Future[Placed], caller: Caller, order: PricedOrder, attempt: Attempt
     ) -> Generation | None:
         try:
             started = time.monotonic()
-            held = await self._reserve_for(placed, caller, order, idempotency_key, request_id)
+            held = await self._reserve_for(placed, caller, order, attempt)
             return await self._drive(held, started) if held else None
         finally:
             self._slots_free += 1
 
     async def _reserve_for(
-        self,
-        placed: asyncio.Future[Placed],
-        caller: Caller,
-        order: PricedOrder,
-        idempotency_key: str | None,
-        request_id: str | None,
+        self, placed: asyncio.Future[Placed], caller: Caller, order: PricedOrder, attempt: Attempt
     ) -> Generation | None:
         """RESERVE, and tell `placed` how it went. Returns what is to be driven; None when nothing is."""
         try:
-            answer = await self._reserve(caller, order, idempotency_key, request_id)
+            answer = await self._reserve(caller, order, attempt)
             if isinstance(answer, Held):
                 task = asyncio.current_task()
                 assert task is not None
                 self._running[answer.generation.user_id, answer.generation.id] = task
-                placed.set_result(Placed(answer.generation.id, answer.gauges))
+                joinable = None if attempt.idempotency_key else 0
+                placed.set_result(Placed(answer.generation.id, answer.gauges, joinable))
                 return answer.generation
-            if isinstance(answer, Known):
-                placed.set_result(_replay(answer))
+            if isinstance(answer, Known | Joined):
+                placed.set_result(_repeat(answer))
                 return None
             raise _refusal(answer) if isinstance(answer, OverLimit) else ApiKeyInvalid
         except AppError as error:
@@ -198,8 +229,8 @@ class Runner:
             raise
 
     async def _reserve(
-        self, caller: Caller, order: PricedOrder, idempotency_key: str | None, request_id: str | None
-    ) -> Held | Known | OverLimit | records.KeyNotLive:
+        self, caller: Caller, order: PricedOrder, attempt: Attempt
+    ) -> Held | Known | Joined | OverLimit | KeyNotLive:
         generation_id = uuid7()
         try:
             async with self._database.statement() as connection:
@@ -211,8 +242,8 @@ class Runner:
                     sandbox=self._sandbox,
                     storage_stem=f"{self._storage_prefix}{datetime.now(UTC):%Y/%m/%d}/{secrets.token_hex(16)}",
                     lease_seconds=self._pending_lease_seconds,
-                    idempotency_key=idempotency_key,
-                    request_id=request_id,
+                    attempt=attempt,
+                    join_within_seconds=self._join_within_seconds,
                 )
         except DatabaseUnavailable as error:
             # Only then can something be held. For every refusal, thousands of these would queue for the database.
@@ -250,10 +281,14 @@ def _result(task: asyncio.Task[Any]) -> Generation:
     return generation
 
 
-def _replay(known: Known) -> Placed:
-    if not known.same_order:
+def _repeat(of: Known | Joined) -> Placed:
+    if isinstance(of, Joined):
+        telemetry.repeats_total.labels("join").inc()
+        return Placed(of.generation_id, repeats=of.repeats)
+    if not of.same_order:
         raise IdempotencyKeyReused(parameter="Idempotency-Key")
-    return Placed(known.generation_id)
+    telemetry.repeats_total.labels("key").inc()
+    return Placed(of.generation_id)
 
 
 def _refusal(over: OverLimit) -> AppError:

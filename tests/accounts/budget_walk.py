@@ -18,6 +18,7 @@ from app.accounts.keys import Caller
 from app.database.pool import Database
 from app.generations import records
 from app.generations.records import Held, Image, Move, OverLimit, State
+from app.generations.repeats import Joined
 from tests.makers import PRICE_MICROS, make_caller, make_image, make_order, reserve
 
 
@@ -93,7 +94,7 @@ class Walk:
         self.model = Model()
         self.now = datetime(2026, 11, 29, 22, tzinfo=UTC)
         self.callers: list[Caller] = []
-        self.refused = self.midnights = self.month_ends = self.steps_back = 0
+        self.joined = self.refused = self.midnights = self.month_ends = self.steps_back = 0
 
     async def prepare(self) -> None:
         self.callers = [await make_caller(self.connection, name) for name in ("ada", "bob", "cleo")]
@@ -115,7 +116,23 @@ class Walk:
     async def _order(self) -> None:
         caller = self.chance.choice(self.callers)
         images = self.chance.choice([1, 1, 1, 2, 3])
-        answer = await reserve(self.connection, caller, make_order(n=images), now=self.now)
+        retry_count = self.chance.choice([0, 0, 0, 1, 2])
+        answer = await reserve(
+            self.connection,
+            caller,
+            make_order(n=images),
+            retry_count=retry_count,
+            join_within_seconds=300,
+            now=self.now,
+        )
+        if isinstance(answer, Joined):
+            # Nothing was held for it: the comparison after this step sees that.
+            joined = self.model.generations[answer.generation_id]
+            assert retry_count > 0 or joined.state == "unknown"
+            assert (joined.scopes, joined.images) == (caller.scopes, images)
+            assert joined.state != "failed"
+            self.joined += 1
+            return
         day = self.model.reserve(caller.scopes, images, self.now)
         if isinstance(answer, OverLimit):
             assert day is None, f"the statement refused {answer.gauge}, the model did not"

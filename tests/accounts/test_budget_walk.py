@@ -19,3 +19,4 @@ async def test_statements_and_model_agree_at_every_step(database_url: str) -> No
 
     assert {generation.state for generation in walk.model.generations.values()} >= {"completed", "lost"}
     assert walk.refused, "a walk that no limit refuses proves nothing"
+    assert walk.joined, "a walk without repeats proves nothing of them"

@@ -12,7 +12,8 @@ from app.accounts import budgets, keys
 from app.accounts.budgets import Limits
 from app.database.pool import Database
 from app.generations import records
-from app.generations.records import Held, KeyNotLive, Known, Move, OverLimit
+from app.generations.records import Held, KeyNotLive, Move, OverLimit
+from app.generations.repeats import Known
 from tests.makers import PRICE_MICROS, make_caller, make_image, make_order, reserve
 
 pytestmark = pytest.mark.anyio

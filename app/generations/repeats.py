@@ -1,0 +1,144 @@
+"""Is this order a repeat of an earlier one, and of which?
+
+A repeat is answered with the earlier generation and charged nothing. It is known by its Idempotency-Key; without one,
+by its API key and the same order, if a mark says that it is a repeat: the SDK counts its retries in a header, or the
+earlier order's client has no answer yet. Two plain orders side by side bear no mark, and are two images.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.accounts import budgets
+from app.accounts.keys import Caller
+from app.database.tables import generations
+
+# The Vercel AI SDK sends an order twice more, without a mark, also after a 504 that forbids it (tried with ai 7.0.173).
+# Whoever orders a third time is a person who wants another image.
+_UNKNOWN_REPEATS_MAX = 2
+
+# One-row look-ups instead of joins: an index then gives the rows in order and within the time, whatever Postgres makes
+# of how often the same was ordered. As joins, 150,000 orders for the same were read and sorted for each retry.
+_JOINABLE = """
+    EXISTS (SELECT FROM live) AND CAST(:idempotency_key AS text) IS NULL AND :join_within_seconds > 0
+    AND g.api_key_id = :api_key_id AND g.order_digest = :order_digest AND g.idempotency_key IS NULL
+    -- What surely cost nothing is not joined: a retry of it really retries.
+    AND g.state <> 'failed' AND g.deleted_at IS NULL
+    AND (g.finished_at IS NULL
+        OR g.finished_at > (SELECT ts FROM moment) - make_interval(secs => :join_within_seconds))
+    -- Keeps the look-up short for a caller who orders the same all day. No picture is on its way for longer.
+    AND g.created_at > (SELECT ts FROM moment) - make_interval(secs => :join_within_seconds) - interval '1 day'"""
+
+# RESERVE's part, and a statement of its own where RESERVE is not asked. Reads `moment`; leaves `live` (one row when the
+# key may order) and `joined` (the generation that this order repeats; no row if it is a new one).
+#
+# FOR UPDATE waits for a repeat that joins at the same instant and then looks again: it finds its generation taken, and
+# goes on to the next. Generations are locked before budgets, as in MOVE.
+JOIN = f"""
+live AS MATERIALIZED (
+    SELECT k.id FROM api_keys k JOIN users u ON u.id = k.user_id
+    WHERE k.id = :api_key_id AND k.revoked_at IS NULL AND u.disabled_at IS NULL
+),
+unanswered AS MATERIALIZED (
+    SELECT g.id FROM generations g WHERE {_JOINABLE}
+        AND (g.left_at IS NOT NULL OR (g.state = 'unknown' AND g.repeats < {_UNKNOWN_REPEATS_MAX}))
+        AND (:retry_count = 0 OR g.retry_count < :retry_count)
+    ORDER BY g.created_at, g.id LIMIT 1 FOR UPDATE
+),
+retried AS MATERIALIZED (
+    SELECT g.id FROM generations g WHERE {_JOINABLE}
+        AND :retry_count > 0 AND g.retry_count < :retry_count AND NOT EXISTS (SELECT FROM unanswered)
+    ORDER BY g.created_at DESC LIMIT 1 FOR UPDATE
+),
+joined AS (
+    UPDATE generations g SET repeats = g.repeats + 1, retry_count = :retry_count, left_at = NULL
+    FROM (SELECT id FROM unanswered UNION ALL SELECT id FROM retried) one WHERE g.id = one.id
+    RETURNING g.id, g.repeats
+)"""  # noqa: S608
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """How an order came: under which Idempotency-Key, as which of an SDK's retries (0 is none), in which request."""
+
+    idempotency_key: str | None = None
+    retry_count: int = 0
+    request_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Known:
+    """The Idempotency-Key was used before, by this generation. `same_order` tells whether for the same order."""
+
+    generation_id: UUID
+    same_order: bool
+
+
+@dataclass(frozen=True)
+class Joined:
+    """The order repeats this generation, as the `repeats`-th that does."""
+
+    generation_id: UUID
+    repeats: int
+
+
+def join_parameters(
+    caller: Caller, order_digest: bytes, attempt: Attempt, join_within_seconds: float
+) -> dict[str, object]:
+    """Return what JOIN wants to know."""
+    return {
+        "api_key_id": caller.api_key_id,
+        "order_digest": order_digest,
+        "idempotency_key": attempt.idempotency_key,
+        "retry_count": attempt.retry_count,
+        "join_within_seconds": join_within_seconds,
+    }
+
+
+async def find_keyed(
+    connection: AsyncConnection, caller: Caller, order_digest: bytes, idempotency_key: str
+) -> Known | None:
+    """Return the generation that a user's Idempotency-Key names; None when the key is free."""
+    query = select(generations.c.id, generations.c.order_digest).where(
+        generations.c.user_id == caller.user_id, generations.c.idempotency_key == idempotency_key
+    )
+    row = (await connection.execute(query)).one_or_none()
+    return Known(row.id, row.order_digest == order_digest) if row else None
+
+
+_JOIN_ALONE = f"WITH {budgets.MOMENT}, {JOIN} SELECT id, repeats FROM joined"  # noqa: S608
+
+
+async def join(
+    connection: AsyncConnection,
+    caller: Caller,
+    order_digest: bytes,
+    attempt: Attempt,
+    *,
+    join_within_seconds: float,
+    now: datetime | None = None,
+) -> Joined | None:
+    """Join the earlier generation that this order repeats, as RESERVE does, where no new order is taken.
+
+    One statement on an autocommit connection. None when it is a new order, and then nothing has changed.
+    """
+    parameters = join_parameters(caller, order_digest, attempt, join_within_seconds) | {"now": now}
+    row = (await connection.execute(text(_JOIN_ALONE), parameters)).one_or_none()
+    return Joined(row.id, row.repeats) if row else None
+
+
+_LEAVE = f"""
+WITH {budgets.MOMENT}
+UPDATE generations g SET left_at = m.ts FROM moment m
+WHERE g.id = :id AND g.repeats = :repeats AND g.idempotency_key IS NULL"""  # noqa: S608
+
+
+async def leave(connection: AsyncConnection, generation_id: UUID, *, repeats: int, now: datetime | None = None) -> None:
+    """Write down that the client of a generation's `repeats`-th repeat (0: of the order itself) has no answer.
+
+    The next repeat joins it then. Nothing changes when one has joined since: that one waits for the answer now.
+    """
+    await connection.execute(text(_LEAVE), {"id": generation_id, "repeats": repeats, "now": now})
