@@ -9,6 +9,7 @@ from uuid import UUID
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.accounts import budgets, keys
 from app.accounts.keys import Caller
@@ -339,7 +340,19 @@ async def test_orders_with_one_new_key_at_the_same_instant_are_one_even_when_it_
     async with desk.database.transaction() as tx:
         await budgets.set_limits(tx, f"user:{desk.caller.user_id}", {"images_total_max": 1})
 
-    answers = await asyncio.gather(*(desk.order(key="k") for _ in range(40)))
+    async with desk.database.transaction() as tx:
+        # All of them have begun, and so can't see each other, before the first gets on.
+        await tx.execute(text("SELECT scope FROM budgets FOR UPDATE"))
+        orders = [asyncio.ensure_future(desk.order(key="k")) for _ in range(10)]
+        while await waiting_for_a_lock(tx) < 10:
+            await asyncio.sleep(0.01)
+    answers = await asyncio.gather(*orders)
 
-    assert Counter(type(answer) for answer in answers) == {Held: 1, Known: 39}
+    assert Counter(type(answer) for answer in answers) == {Held: 1, Known: 9}
     assert await desk.used() == (1, 1)
+
+
+async def waiting_for_a_lock(connection: AsyncConnection) -> int:
+    query = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pid <> pg_backend_pid()"
+    waiting: int = (await connection.execute(text(query))).scalar_one()
+    return waiting
