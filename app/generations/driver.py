@@ -18,9 +18,9 @@ import structlog
 from app import telemetry
 from app.database.pool import Database
 from app.errors import DatabaseUnavailable
-from app.generations import records
+from app.generations import records, risk
 from app.generations.records import Generation, Image, Move
-from app.generations.rehost import Rehost, RehostFailed
+from app.generations.rehost import Rehost, RehostFailed, in_order
 from app.upstream.catalog import Catalog
 from app.upstream.client import Upstream
 from app.upstream.outcome import BytesSource, Generated, Outcome, Refused, Unknown, UrlSource
@@ -162,31 +162,74 @@ class Driver:
         revised_prompt: str | None = None,
     ) -> Generation | None:
         give_up_at = time.monotonic() + lease_seconds * _LEASE_SHARE
+        kept: dict[int, Image] = {}
+        if generation.attempts > 0:
+            # A runner that was killed between storing and settling left the picture, and perhaps a source that is dead.
+            await self._find_within(give_up_at - time.monotonic(), generation, kept)
         for pause_seconds in _pauses():
             try:
-                pictures = await self._keep_within(give_up_at - time.monotonic(), generation, sources)
+                pictures = await self._keep_within(give_up_at - time.monotonic(), generation, sources, kept)
             except RehostFailed as failure:
                 telemetry.rehost_failures_total.labels(failure.what).inc()
                 log.warning("rehost_failed", detail=str(failure), final=failure.final)
-                # What a URL gives now is no proof of what it gives later: a host that answered 200 with an error page
-                # for two seconds lost a paid picture here once. Only the end of the source decides.
-                lost = await self._lose(generation, str(failure), if_source_expired=not failure.final)
-                if lost is not None or time.monotonic() + pause_seconds > give_up_at:
-                    return lost
+                ended = await self._end_without(generation, sources, kept, failure, revised_prompt)
+                if ended is not None or time.monotonic() + pause_seconds > give_up_at:
+                    return ended
                 await sleep(pause_seconds)
             else:
                 return await self._complete(generation, pictures, revised_prompt=revised_prompt)
         raise AssertionError("pauses do not end")
 
+    async def _find_within(self, seconds: float, generation: Generation, kept: dict[int, Image]) -> None:
+        """Look for what is stored already. A storage that doesn't answer is no reason not to fetch."""
+        try:
+            async with timeout(seconds):
+                await self._rehost.find(generation, kept)
+        except (RehostFailed, TimeoutError) as failure:
+            log.warning("stored_pictures_not_looked_for", detail=str(failure))
+
     async def _keep_within(
-        self, seconds: float, generation: Generation, sources: Sequence[str | bytes]
+        self, seconds: float, generation: Generation, sources: Sequence[str | bytes], kept: dict[int, Image]
     ) -> tuple[Image, ...]:
         """Rehost, and give up before the lease does: longer, and recovery would work on the same row."""
         try:
             async with timeout(seconds):
-                return await self._rehost.keep(generation, sources)
+                return await self._rehost.keep(generation, sources, kept)
         except TimeoutError as error:
             raise RehostFailed("time", "not done within its lease") from error
+
+    async def _end_without(
+        self,
+        generation: Generation,
+        sources: Sequence[str | bytes],
+        kept: dict[int, Image],
+        failure: RehostFailed,
+        revised_prompt: str | None,
+    ) -> Generation | None:
+        """End a generation that has a picture which can't be had any more: with those that came, else as `lost`.
+
+        None while it may still be had. What a URL gives now is no proof of what it gives later: a host that answered
+        200 with an error page for two seconds lost a paid picture here once. Only the end of the source decides.
+        """
+        if failure.what == "storage" or not (failure.final or await self._source_expired(generation)):
+            return None
+        if any(isinstance(source, str) for source in sources):
+            try:
+                await self._rehost.find(generation, kept)
+            except RehostFailed as unanswered:
+                # The picture may be in there: a storage that is silent must not make it lost.
+                log.warning("loss_postponed", detail=str(unanswered))
+                return None
+        if kept:
+            return await self._complete(generation, in_order(kept), revised_prompt=revised_prompt)
+        return await self._lose(generation, str(failure), if_source_expired=not failure.final)
+
+    async def _source_expired(self, generation: Generation) -> bool:
+        try:
+            async with self._database.statement() as connection:
+                return await risk.source_expired(connection, generation.id)
+        except DatabaseUnavailable:
+            return False
 
     async def _complete(
         self, generation: Generation, pictures: tuple[Image, ...], *, revised_prompt: str | None = None

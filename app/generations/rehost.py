@@ -104,15 +104,29 @@ class Rehost:
         self._threads = ThreadPoolExecutor(_CHECK_THREADS, thread_name_prefix="picture")
         self._storage_failed = False
 
-    async def keep(self, generation: Generation, sources: Sequence[str | bytes]) -> tuple[Image, ...]:
+    async def keep(
+        self, generation: Generation, sources: Sequence[str | bytes], kept: dict[int, Image]
+    ) -> tuple[Image, ...]:
         """Bring the picture behind each source, a URL or bytes, into storage, and say where each is.
 
-        Doing it again is fine: the keys are the generation's own, and the bytes are the same. Raises RehostFailed.
+        `kept` is what is there already, by position, and grows with each picture: one that can't be had holds up no
+        other, and a try that breaks off in the middle is not begun anew. Doing it again is fine: the keys are the
+        generation's own, and the bytes are the same. Raises RehostFailed when one of them can't be kept; `final` only
+        if trying again is no use for any that is missing.
         """
         started = time.monotonic()
-        kept = tuple([await self._keep(generation, position, source) for position, source in enumerate(sources)])
+        failures: list[RehostFailed] = []
+        for position, source in enumerate(sources):
+            if position in kept:
+                continue
+            try:
+                kept[position] = await self._keep(generation, position, source)
+            except RehostFailed as failure:
+                failures.append(failure)
+        if failures:
+            raise next((failure for failure in failures if not failure.final), failures[0])
         telemetry.rehost_seconds.observe(time.monotonic() - started)
-        return kept
+        return in_order(kept)
 
     async def _keep(self, generation: Generation, position: int, source: str | bytes) -> Image:
         async with self._places:
@@ -144,17 +158,29 @@ class Rehost:
     async def find_kept(self, generation: Generation) -> tuple[Image, ...]:
         """Return the pictures that are in storage under this generation's keys although its row doesn't say so.
 
-        They are read and checked, so what is returned is whole. Empty unless every picture of the order is there: with
-        fewer, nobody knows what was billed. Empty too when storage can't tell: S3 without the right to list answers
-        403 for what is missing, and that is no proof of absence. Raises RehostFailed when a storage does not answer.
+        Empty unless every picture of the order is there: with fewer, nobody knows what was billed. Raises RehostFailed
+        as `find` does.
         """
-        found = []
+        kept: dict[int, Image] = {}
+        await self.find(generation, kept)
+        return in_order(kept) if len(kept) == generation.held_images else ()
+
+    async def find(self, generation: Generation, kept: dict[int, Image]) -> None:
+        """Add to `kept`, by position, what is in storage under this generation's keys.
+
+        Each picture is read and checked, so what is found is whole. None is found where storage can't tell: S3 without
+        the right to list answers 403 for what is missing, and that is no proof of absence. Raises RehostFailed when a
+        storage does not answer, after what the others hold was added.
+        """
+        unanswered: RehostFailed | None = None
         for position in range(generation.held_images):
-            image = await self._find_one(generation, position)
-            if image is None:
-                return ()
-            found.append(image)
-        return tuple(found)
+            try:
+                if position not in kept and (found := await self._find_one(generation, position)):
+                    kept[position] = found
+            except RehostFailed as failure:
+                unanswered = failure
+        if unanswered is not None:
+            raise unanswered
 
     async def _find_one(self, generation: Generation, position: int) -> Image | None:
         for storage in self._storages.values():
@@ -201,6 +227,11 @@ class Rehost:
     async def close(self) -> None:
         """Let the threads go."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def in_order(kept: Mapping[int, Image]) -> tuple[Image, ...]:
+    """Return pictures by their position in the order."""
+    return tuple(kept[position] for position in sorted(kept))
 
 
 def new_image_id() -> str:

@@ -174,6 +174,44 @@ async def test_a_generated_row_whose_source_has_expired_is_lost_and_its_user_is_
     assert used == {"user": 0, "all": 1}
 
 
+async def test_a_generated_row_whose_picture_is_stored_completes_although_its_source_is_dead(
+    parts: Parts, sandbox: RunningSandbox
+) -> None:
+    generation = await parts.reserve("a cat [[picture missing]]")
+    sources = await _source_urls(parts, generation)
+    await parts.move(
+        generation,
+        Move("generated", leaving=("pending",), source_urls=sources, source_lifetime_seconds=-1, lease_seconds=60),
+    )
+    await parts.storage.put(f"{generation.storage_stem}-0.png", _png(), content_type="image/png")
+
+    ended = await parts.recover()
+
+    assert (ended.state, ended.images[0].size_bytes) == ("completed", len(_png()))
+    assert sandbox.witness()["pictures"]["asked"] == 0
+
+
+async def test_of_two_pictures_one_of_which_can_not_be_had_any_more_the_other_is_kept_and_settled(parts: Parts) -> None:
+    async with parts.database.statement() as connection:
+        held = await reserve(connection, parts.caller, make_order(n=2))
+    assert isinstance(held, Held)
+    sources = [
+        *await _source_urls(parts, replace(held.generation, prompt="a cat [[picture missing]]")),
+        *await _source_urls(parts, held.generation),
+    ]
+    await parts.move(
+        held.generation,
+        Move("generated", leaving=("pending",), source_urls=sources, source_lifetime_seconds=-1, lease_seconds=60),
+    )
+
+    ended = await parts.recover()
+
+    assert (ended.state, ended.settled_images, ended.settled_micros) == ("completed", 1, PRICE_MICROS)
+    assert [image.position for image in ended.images] == [1]
+    async with parts.database.statement() as connection:
+        assert {gauge.used for gauge in await _all_gauges(connection)} == {1}
+
+
 async def test_a_generated_row_whose_source_lives_but_does_not_answer_stays_for_the_next_round(parts: Parts) -> None:
     generation = await parts.reserve("a cat [[picture status 503]]")
     sources = await _source_urls(parts, generation)
