@@ -217,17 +217,18 @@ def recover(as_json: Json = False) -> None:
     """Drive on every generation whose lease has run out, now, as the service does by itself."""
 
     async def work(wiring: Wiring) -> dict[str, Any]:
-        claimed = ended = erased = 0
+        claimed = ended = erased = unspooled = 0
         while True:
             done = await recover_once(
                 wiring.database,
                 wiring.driver,
-                wiring.storages,
+                wiring.stores,
                 lease_seconds=wiring.settings.generated_lease_seconds,
             )
             claimed, ended, erased = claimed + done.claimed, ended + done.ended, erased + done.erased
-            if not done.claimed:
-                return {"claimed": claimed, "ended": ended, "erased": erased}
+            unspooled += done.unspooled
+            if not done.claimed and not done.unspooled:
+                return {"claimed": claimed, "ended": ended, "erased": erased, "unspooled": unspooled}
 
     show(with_wiring(work), as_json)
 
@@ -237,7 +238,7 @@ def move_images(as_json: Json = False) -> None:
     """Carry every image that lives elsewhere to the storage of the settings, while the service runs."""
 
     async def work(wiring: Wiring) -> dict[str, Any]:
-        moved = await images.move_all(wiring.database, wiring.storages, wiring.home, prefix=wiring.settings.s3_prefix)
+        moved = await images.move_all(wiring.database, wiring.stores, prefix=wiring.settings.s3_prefix)
         return {"to": wiring.home.name, "images": moved.images, "bytes": moved.bytes, "failures": list(moved.failures)}
 
     done = with_wiring(work)

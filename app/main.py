@@ -49,7 +49,7 @@ def create_app(
                 recover_for_ever(
                     wiring.database,
                     wiring.driver,
-                    wiring.storages,
+                    wiring.stores,
                     lease_seconds=settings.generated_lease_seconds,
                     interval_seconds=settings.recovery_interval_seconds,
                 )

@@ -67,6 +67,7 @@ class Settings(BaseSettings):
     s3_prefix: str = ""
     s3_public_base_url: str | None = None
     s3_path_style: bool = False
+    storage_patience_seconds: float = Field(10, gt=0)
 
     # How callers reach us
     bind_host: str = "127.0.0.1"
@@ -83,6 +84,8 @@ class Settings(BaseSettings):
     image_timeout_seconds: float = Field(30, gt=0)
     rehost_in_flight_max: int = Field(8, ge=1)
     source_lifetime_seconds: float = Field(3_600, gt=0)
+    # Of where images live, but after the size of a picture, which it must fit.
+    spool_bytes_max: int | None = Field(None, ge=0)
 
     # States and recovery
     pending_lease_seconds: float = Field(330, gt=0)
@@ -195,6 +198,13 @@ class Settings(BaseSettings):
             raise ValueError("must be longer than UPSTREAM_TIMEOUT_SECONDS")
         return value
 
+    @field_validator("spool_bytes_max")
+    @classmethod
+    def _room_for_a_picture(cls, value: int | None, others: ValidationInfo) -> int | None:
+        if value and value < others.data.get("image_bytes_max", 0):
+            raise ValueError("must be 0 (no spool) or at least IMAGE_BYTES_MAX")
+        return value
+
     @field_validator("s3_endpoint_url", "s3_public_base_url", "s3_prefix")
     @classmethod
     def _of_a_bucket(cls, value: str | None, others: ValidationInfo) -> str | None:
@@ -216,6 +226,12 @@ class Settings(BaseSettings):
             return self.public_url
         host = f"[{self.bind_host}]" if ":" in self.bind_host else self.bind_host
         return f"http://{host}:{self.port}"
+
+    def resolved_spool_bytes_max(self) -> int:
+        """Return how much the spool may hold: if not set, as much as can be in flight in one process."""
+        if self.spool_bytes_max is not None:
+            return self.spool_bytes_max
+        return self.upstream_in_flight_max * self.image_bytes_max
 
     def origins(self) -> tuple[str, ...]:
         """Return the browser origins that may call the API, as they were given."""

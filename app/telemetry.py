@@ -85,6 +85,29 @@ unknown_oldest_seconds = Gauge(
     multiprocess_mode="mostrecent",
 )
 
+# Every process reads the same table, so the newest word of a living one counts, and nothing is added up.
+spool_images = Gauge(
+    "imagekeep_spool_images",
+    "Pictures in the spool: storage took none when they came.",
+    multiprocess_mode="livemostrecent",
+)
+spool_bytes = Gauge("imagekeep_spool_bytes", "Bytes of pictures in the spool.", multiprocess_mode="livemostrecent")
+spooled_total = Counter("imagekeep_spooled_total", "Pictures that went into the spool instead of storage.")
+unspooled_total = Counter("imagekeep_unspooled_total", "Pictures that were carried from the spool to storage.")
+spool_refusals_total = Counter(
+    "imagekeep_spool_refusals_total", "Orders refused because their pictures might not have fitted into the spool."
+)
+at_risk_generations = Gauge(
+    "imagekeep_at_risk_generations",
+    "Generations that upstream has made and whose pictures are neither in storage nor in the spool.",
+    multiprocess_mode="livemostrecent",
+)
+at_risk_seconds = Gauge(
+    "imagekeep_at_risk_seconds",
+    "Seconds until the first source of those expires; +Inf while there is none.",
+    multiprocess_mode="livemostrecent",
+)
+
 
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
     """Return `text` without API keys, URL signatures and the given secrets.

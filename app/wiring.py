@@ -9,6 +9,8 @@ from app.database.pool import Database
 from app.generations.driver import Driver, Leases
 from app.generations.rehost import Rehost
 from app.generations.runner import Runner
+from app.generations.spool import Spool
+from app.generations.stores import Stores
 from app.settings import Settings
 from app.storage.base import Storage
 from app.storage.folder import FolderStorage
@@ -36,10 +38,19 @@ class Wiring:
     settings: Settings
     database: Database
     catalog: Catalog
-    storages: Mapping[str, Storage]
-    home: Storage
+    stores: Stores
     driver: Driver
     runner: Runner
+
+    @property
+    def home(self) -> Storage:
+        """Where new images go."""
+        return self.stores.home
+
+    @property
+    def storages(self) -> Mapping[str, Storage]:
+        """Every storage that images may live in, by name, the spool too."""
+        return self.stores.by_name
 
 
 def open_database(settings: Settings, database_url: str) -> Database:
@@ -86,9 +97,7 @@ async def open_wiring(settings: Settings, neighbours: Neighbours) -> AsyncIterat
         catalog = load_catalog(settings.model_catalog)
         database = open_database(settings, neighbours.database_url)
         closing.push_async_callback(database.close)
-        home, storages = open_storages(settings)
-        for storage in storages.values():
-            closing.push_async_callback(storage.close)
+        stores = _open_stores(settings, database, closing)
         upstream = _open_upstream(settings, neighbours)
         closing.push_async_callback(upstream.close)
         downloader = Downloader(
@@ -99,8 +108,7 @@ async def open_wiring(settings: Settings, neighbours: Neighbours) -> AsyncIterat
         closing.push_async_callback(downloader.close)
         rehost = Rehost(
             downloader=downloader,
-            home=home,
-            storages=storages,
+            stores=stores,
             pixels_max=settings.image_pixels_max,
             in_flight_max=settings.rehost_in_flight_max,
         )
@@ -115,6 +123,7 @@ async def open_wiring(settings: Settings, neighbours: Neighbours) -> AsyncIterat
         runner = Runner(
             database=database,
             driver=driver,
+            stores=stores,
             sandbox=neighbours.sandbox_url is not None,
             storage_prefix=settings.s3_prefix,
             pending_lease_seconds=settings.pending_lease_seconds,
@@ -122,7 +131,23 @@ async def open_wiring(settings: Settings, neighbours: Neighbours) -> AsyncIterat
             catalog=catalog,
             join_within_seconds=settings.join_within_seconds,
         )
-        yield Wiring(settings, database, catalog, storages, home, driver, runner)
+        yield Wiring(settings, database, catalog, stores, driver, runner)
+
+
+def _open_stores(settings: Settings, database: Database, closing: AsyncExitStack) -> Stores:
+    home, storages = open_storages(settings)
+    for storage in storages.values():
+        closing.push_async_callback(storage.close)
+    stores = Stores(
+        home=home,
+        spool=Spool(database),
+        others={name: storage for name, storage in storages.items() if name != home.name},
+        spool_bytes_max=settings.resolved_spool_bytes_max(),
+        picture_bytes_max=settings.image_bytes_max,
+        patience_seconds=settings.storage_patience_seconds,
+    )
+    closing.push_async_callback(stores.close)
+    return stores
 
 
 def _open_upstream(settings: Settings, neighbours: Neighbours) -> Upstream:

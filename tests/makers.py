@@ -8,10 +8,14 @@ from uuid_utils.compat import uuid7
 
 from app.accounts import keys
 from app.accounts.keys import Caller
+from app.database.pool import Database
 from app.generations import records
 from app.generations.order import Order, PricedOrder
 from app.generations.records import Held, Image, KeyNotLive, OverLimit
 from app.generations.repeats import Attempt, Joined, Known
+from app.generations.spool import Spool
+from app.generations.stores import Stores
+from app.storage.base import Storage
 from app.upstream.catalog import Model
 
 PRICE_MICROS = 10_000
@@ -52,6 +56,19 @@ def make_image(generation_id: UUID, *, position: int = 0) -> Image:
         height=1024,
         size_bytes=1,
         sha256=b"\0" * 32,
+    )
+
+
+def make_stores(
+    database: Database, home: Storage, *others: Storage, spool_bytes_max: int = 2**33, patience_seconds: float = 5
+) -> Stores:
+    return Stores(
+        home=home,
+        spool=Spool(database),
+        others={storage.name: storage for storage in others},
+        spool_bytes_max=spool_bytes_max,
+        picture_bytes_max=2**25,
+        patience_seconds=patience_seconds,
     )
 
 

@@ -2,6 +2,7 @@
 
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sysconfig
@@ -82,6 +83,16 @@ class S3Server:
                 self.stop()
                 raise RuntimeError(f"the S3 server did not start: {self._log.read_text()}")
             time.sleep(0.01)
+
+    def freeze(self) -> None:
+        """Take connections and answer nothing, until `thaw`: a store that hangs."""
+        assert self._server is not None, "not running"
+        self._server.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Go on where `freeze` stopped it."""
+        assert self._server is not None, "not running"
+        self._server.send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
         """Refuse connections from now on; the objects stay. A server that is not running is fine."""

@@ -56,7 +56,7 @@ def test_every_verb_prints_one_json_document_without_a_service(running: Installa
 
     # Nobody else recovers now, and its lease has run out over all those commands.
     recovered = running.run("recover", "--json")
-    assert json.loads(recovered.stdout) == {"claimed": 1, "ended": 1, "erased": 0}
+    assert json.loads(recovered.stdout) == {"claimed": 1, "ended": 1, "erased": 0, "unspooled": 0}
     assert (recovered.returncode, json.loads(recovered.stderr)["generation_id"]) == (0, cut_off), "it is warned of"
     assert running.ask("generations", "show", cut_off)["state"] == "unknown"
 

@@ -86,7 +86,7 @@ class Span:
 async def stream_image(wiring: Wiring, image: Image, headers: Mapping[str, str], span: Span | None = None) -> Response:
     """Return an image's bytes, or a span of them, streamed from wherever it lives. Raises StorageUnavailable."""
     start, length = (span.start, span.length) if span else (0, image.size_bytes)
-    chunks = await images.read(wiring.storages, image, start=start, length=length)
+    chunks = await images.read(wiring.database, wiring.storages, image, start=start, length=length)
     told = {**headers, "content-length": str(length), "x-content-type-options": "nosniff"}
     if span:
         told["content-range"] = f"bytes {start}-{start + length - 1}/{image.size_bytes}"

@@ -141,7 +141,7 @@ async def delete_generation(request: Request, generation_id: str, caller: Authen
         raise NotFound("There is no such generation.")
     if generation.state in records.RUNNING:
         raise GenerationRunning
-    await images.delete(wiring.database, wiring.storages, generation)
+    await images.delete(wiring.database, wiring.stores, generation)
     return Response(status_code=204)
 
 

@@ -1,6 +1,6 @@
 """What do we remember?
 
-Five tables. `generations` is the ledger: what a generation held and settled never changes once it has ended, and every
+Six tables. `generations` is the ledger: what a generation held and settled never changes once it has ended, and every
 counter in `budgets` can be recounted from it. Limits and states are constraints here too, so that a mistake in a
 statement is refused by the database instead of being kept.
 """
@@ -192,7 +192,7 @@ images = Table(
     Column("id", Text, primary_key=True),
     Column("generation_id", Uuid, ForeignKey("generations.id"), nullable=False),
     Column("position", SmallInteger, nullable=False),
-    # Where it lives: a storage's name, `folder` or `s3:<bucket>`, and the key there.
+    # Where it lives: a storage's name, `folder`, `s3:<bucket>` or `spool`, and the key there.
     Column("storage", Text, nullable=False),
     Column("storage_key", Text, nullable=False),
     Column("content_type", Text, nullable=False),
@@ -210,4 +210,19 @@ images = Table(
     # By the bytes of the keys, as storages list them, so that `verify` lays both sides beside each other page by page.
     Index("ix_images_storage_storage_key", "storage", text('storage_key COLLATE "C"')),
     Index("ix_images_to_erase", "id", postgresql_where=text("deleted_at IS NOT NULL AND erased_at IS NULL")),
+    # What is to be carried home; empty but for an outage of storage.
+    Index("ix_images_spooled", "storage_key", postgresql_where=text("storage = 'spool'")),
+)
+
+# Pictures that storage did not take. They are served from here, and recovery carries them home.
+spool = Table(
+    "spool",
+    metadata,
+    # The key under which the picture will be at home.
+    Column("storage_key", Text, primary_key=True),
+    # Kept outside of the row and not compressed (SET STORAGE EXTERNAL), so that a slice of it is read without the rest.
+    Column("body", LargeBinary, nullable=False),
+    Column("content_type", Text, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("created_at", _TIME, nullable=False, server_default=_NOW),
 )

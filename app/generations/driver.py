@@ -275,10 +275,6 @@ class Driver:
             return await self._complete(generation, pictures)
         return await self._leave_unknown(generation, "its runner died before upstream's answer was committed")
 
-    async def require_storage(self) -> None:
-        """Raise StorageUnavailable while what is bought now could not be stored."""
-        await self._rehost.require_storage()
-
     async def resolve(self, generation: Generation, *, billed: bool, by: str) -> Generation | None:
         """Settle an `unknown` generation by a person's word: `lost` if it was billed, `failed` if it was not.
 

@@ -1,21 +1,28 @@
 """What becomes of an image after it was made: how is it found, read, deleted, and moved to another storage?"""
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 import structlog
 from sqlalchemy import func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app import telemetry
 from app.database.pool import Database
 from app.database.tables import images as images_table
 from app.errors import StorageUnavailable
 from app.generations.records import IMAGE_COLUMNS, Generation, Image
-from app.storage.base import Storage, StorageError
+from app.generations.spool import SPOOL
+from app.generations.stores import Stores
+from app.storage.base import Chunks, ObjectMissing, Storage, StorageError
 
 log = structlog.get_logger(__name__)
+
+# One picture, to a storage that answers: longer, and its connection hangs.
+_MOVE_SECONDS_MAX = 60
 
 
 async def find(connection: AsyncConnection, image_id: str) -> Image | None:
@@ -26,25 +33,64 @@ async def find(connection: AsyncConnection, image_id: str) -> Image | None:
 
 
 async def read(
-    storages: Mapping[str, Storage], image: Image, *, start: int = 0, length: int | None = None
+    database: Database, storages: Mapping[str, Storage], image: Image, *, start: int = 0, length: int | None = None
 ) -> AsyncIterator[bytes]:
     """Open an image wherever it lives and return its bytes in chunks, from `start` on, `length` of them or all.
 
-    Raises StorageUnavailable before the first byte when its storage is not configured or doesn't answer, and also when
-    the object is not there: a completed image's bytes are somewhere, so that is the operator's fault.
+    An image that is moved meanwhile is read on where it lives then. Raises StorageUnavailable before the first byte
+    when its storage is not configured or doesn't answer, and also when the object is not there: a completed image's
+    bytes are somewhere, so that is the operator's fault.
     """
-    storage = storages.get(image.storage)
-    if storage is None:
-        log.error("image_storage_not_configured", image_id=image.id, storage=image.storage)
-        raise StorageUnavailable(retry_after_seconds=60)
+    image, chunks = await _open(database, storages, image, start=start, length=length)
+    return _read_on(database, storages, image, chunks, start=start)
+
+
+async def _open(
+    database: Database, storages: Mapping[str, Storage], image: Image, *, start: int, length: int | None
+) -> tuple[Image, Chunks]:
+    """Open an image where it lives, or where it lives now: it may have been moved since its row was read."""
+    while True:
+        storage = storages.get(image.storage)
+        if storage is None:
+            log.error("image_storage_not_configured", image_id=image.id, storage=image.storage)
+            raise StorageUnavailable(retry_after_seconds=60)
+        try:
+            return image, await storage.read(image.storage_key, start=start, length=length)
+        except StorageError as error:
+            now = await _find_moved(database, image) if isinstance(error, ObjectMissing) else None
+            if now is None:
+                log.error("image_not_read", image_id=image.id, storage=image.storage, detail=str(error))
+                raise StorageUnavailable(retry_after_seconds=10) from error
+            image = now
+
+
+async def _read_on(
+    database: Database, storages: Mapping[str, Storage], image: Image, chunks: Chunks, *, start: int
+) -> AsyncIterator[bytes]:
+    end = start + chunks.bytes_total
     try:
-        return await storage.read(image.storage_key, start=start, length=length)
-    except StorageError as error:
-        log.error("image_not_read", image_id=image.id, storage=image.storage, detail=str(error))
-        raise StorageUnavailable(retry_after_seconds=10) from error
+        while True:
+            try:
+                async for chunk in chunks:
+                    start += len(chunk)
+                    yield chunk
+                return
+            except ObjectMissing:
+                image, chunks = await _open(database, storages, image, start=start, length=end - start)
+    finally:
+        await chunks.aclose()
 
 
-async def delete(database: Database, storages: Mapping[str, Storage], generation: Generation) -> None:
+async def _find_moved(database: Database, image: Image) -> Image | None:
+    """Return an image as it is now, if it lives elsewhere than it is known to; None when it does not."""
+    async with database.statement() as connection:
+        now = await find(connection, image.id)
+    if now is None or now.deleted_at is not None:
+        return None
+    return now if (now.storage, now.storage_key) != (image.storage, image.storage_key) else None
+
+
+async def delete(database: Database, stores: Stores, generation: Generation) -> None:
     """Delete a generation's images for good: its URLs answer 410 when this returns, and its prompts are gone.
 
     The bytes are erased at once where storage answers; else recovery goes on until they are. Raises
@@ -53,18 +99,23 @@ async def delete(database: Database, storages: Mapping[str, Storage], generation
     async with database.statement() as connection:
         deleted = await _mark_deleted(connection, generation.id)
     for image in deleted:
-        await _erase(database, storages, image)
+        await _erase(database, stores, image)
 
 
-async def erase_left_over(database: Database, storages: Mapping[str, Storage], *, batch_max: int) -> int:
+async def erase_left_over(database: Database, stores: Stores, *, batch_max: int) -> int:
     """Erase the bytes of up to `batch_max` deleted images whose storage did not answer then. Returns how many went."""
     async with database.statement() as connection:
-        left = await _to_erase(connection, list(storages), batch_max=batch_max)
-    return sum([await _erase(database, storages, image) for image in left])
+        left = await _to_erase(connection, list(stores.answering()), batch_max=batch_max)
+    return sum([await _erase(database, stores, image) for image in left])
 
 
-async def _erase(database: Database, storages: Mapping[str, Storage], image: Image) -> bool:
-    storage = storages.get(image.storage)
+async def _erase(database: Database, stores: Stores, image: Image) -> bool:
+    if image.storage == stores.spool.name:
+        # The spool's copy goes at once. There may be one at home too, of a put whose answer came too late.
+        async with database.statement() as connection:
+            await _leave_spool(connection, image, storage=stores.home.name, storage_key=image.storage_key)
+        image = replace(image, storage=stores.home.name)
+    storage = stores.answering().get(image.storage)
     if storage is None:
         return False
     try:
@@ -86,10 +137,8 @@ class Moved:
     failures: tuple[tuple[str, str], ...]
 
 
-async def move_all(
-    database: Database, storages: Mapping[str, Storage], home: Storage, *, prefix: str, batch_max: int = 100
-) -> Moved:
-    """Carry every image that lives elsewhere to `home`, one by one, while the service runs.
+async def move_all(database: Database, stores: Stores, *, prefix: str, batch_max: int = 100) -> Moved:
+    """Carry every image that lives elsewhere home, one by one, while the service runs.
 
     An image's URL works throughout: the row changes only when the copy is whole, and the old object goes last. It can
     be cut off and begun again. `prefix` goes before keys that don't have it.
@@ -98,22 +147,54 @@ async def move_all(
     failures: list[tuple[str, str]] = []
     while True:
         async with database.statement() as connection:
-            batch = await _outside(connection, home.name, after=after, batch_max=batch_max)
+            batch = await _outside(connection, stores.home.name, after=after, batch_max=batch_max)
         if not batch:
             return Moved(images, size, tuple(failures))
         for image in batch:
             after = image.id
             try:
-                images += await _move(database, storages, home, image, prefix=prefix)
-                size += image.size_bytes
+                if await _move(database, stores, image, prefix=prefix):
+                    images, size = images + 1, size + image.size_bytes
             except StorageError as error:
-                failures.append((image.id, str(error)))
+                if await _is_there(database, image):
+                    failures.append((image.id, str(error)))
 
 
-async def _move(
-    database: Database, storages: Mapping[str, Storage], home: Storage, image: Image, *, prefix: str
-) -> bool:
-    source = storages.get(image.storage)
+async def empty_spool(database: Database, stores: Stores, *, batch_max: int) -> int:
+    """Carry up to `batch_max` images from the spool home, and return how many arrived; none while home is failing.
+
+    One that can't be moved stays, and holds up no other; when home itself is the cause, the rest waits for the next
+    round. Several processes may do this at once. Raises DatabaseUnavailable.
+    """
+    if stores.failing:
+        return 0
+    async with database.statement() as connection:
+        batch = await _spooled(connection, batch_max=batch_max)
+    arrived = 0
+    for image in batch:
+        try:
+            async with asyncio.timeout(_MOVE_SECONDS_MAX):
+                arrived += await _move(database, stores, image, prefix="")
+        except (StorageError, TimeoutError) as error:
+            if not await _is_there(database, image):
+                continue
+            log.error("image_stays_in_spool", image_id=image.id, detail=str(error) or "it took too long")
+            if not await stores.answers():
+                break
+    telemetry.unspooled_total.inc(arrived)
+    return arrived
+
+
+async def _is_there(database: Database, image: Image) -> bool:
+    """Whether an image still lives where it is known to: it may have been moved, or deleted, by somebody else."""
+    async with database.statement() as connection:
+        now = await find(connection, image.id)
+    return now == image
+
+
+async def _move(database: Database, stores: Stores, image: Image, *, prefix: str) -> bool:
+    """Carry one image home. False when it was moved or deleted meanwhile. Raises StorageError."""
+    home, source = stores.home, stores.by_name.get(image.storage)
     if source is None:
         raise StorageError(image.storage, "is not configured")
     body = b"".join([chunk async for chunk in await source.read(image.storage_key)])
@@ -126,8 +207,12 @@ async def _move(
         raise StorageError(home.name, f"{key} has {kept.bytes} bytes instead of {image.size_bytes}; move it again")
     async with database.statement() as connection:
         moved = await _set_home(connection, image, storage=home.name, storage_key=key)
-    # The side that lost goes: the old object, or the copy of an image that was deleted meanwhile.
-    await (source.delete(image.storage_key) if moved else home.delete(key))
+        now = await find(connection, image.id)
+    if moved and source is not stores.spool:
+        await source.delete(image.storage_key)
+    # Of two that move one image at once, both have put the same object: only a deletion makes it one too many.
+    if not moved and (now is None or now.deleted_at is not None):
+        await home.delete(key)
     return moved
 
 
@@ -185,13 +270,47 @@ async def _outside(connection: AsyncConnection, storage: str, *, after: str, bat
     return [Image(**row) for row in (await connection.execute(query)).mappings()]
 
 
+async def _spooled(connection: AsyncConnection, *, batch_max: int) -> Sequence[Image]:
+    """Return up to `batch_max` images that live in the spool. In no order, for the reason of `_to_erase`."""
+    query = (
+        select(*(images_table.c[name] for name in IMAGE_COLUMNS))
+        .where(images_table.c.storage == SPOOL, images_table.c.deleted_at.is_(None))
+        .order_by(func.random())
+        .limit(batch_max)
+    )
+    return [Image(**row) for row in (await connection.execute(query)).mappings()]
+
+
+# The row that points elsewhere and the copy in the spool that nobody needs then are one statement: between two, a crash
+# would leave the copy behind. For an image that did not live there nothing is deleted.
+_SET_HOME = """
+WITH moved AS (
+    UPDATE images SET storage = :storage, storage_key = :storage_key
+    WHERE id = :id AND storage = :storage_before {condition} RETURNING id
+), unspooled AS (
+    DELETE FROM spool WHERE :storage_before = 'spool' AND storage_key = :key_before AND EXISTS (SELECT FROM moved)
+)
+SELECT count(*) FROM moved"""
+
+
 async def _set_home(connection: AsyncConnection, image: Image, *, storage: str, storage_key: str) -> bool:
     """Note that an image lives elsewhere now. False when it was moved or deleted meanwhile, and nothing changed."""
-    moved = await connection.execute(
-        update(images_table)
-        .where(
-            images_table.c.id == image.id, images_table.c.storage == image.storage, images_table.c.deleted_at.is_(None)
-        )
-        .values(storage=storage, storage_key=storage_key)
-    )
-    return bool(moved.rowcount)
+    statement = _SET_HOME.format(condition="AND deleted_at IS NULL")
+    return await _point(connection, statement, image, storage=storage, storage_key=storage_key)
+
+
+async def _leave_spool(connection: AsyncConnection, image: Image, *, storage: str, storage_key: str) -> bool:
+    """Erase a deleted image from the spool, and note where else a copy may be."""
+    statement = _SET_HOME.format(condition="AND deleted_at IS NOT NULL")
+    return await _point(connection, statement, image, storage=storage, storage_key=storage_key)
+
+
+async def _point(connection: AsyncConnection, statement: str, image: Image, *, storage: str, storage_key: str) -> bool:
+    parameters = {
+        "id": image.id,
+        "storage": storage,
+        "storage_key": storage_key,
+        "storage_before": image.storage,
+        "key_before": image.storage_key,
+    }
+    return bool((await connection.execute(text(statement), parameters)).scalar())

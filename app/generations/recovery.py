@@ -6,7 +6,6 @@ run out is claimed by whoever comes first, and driven on by the same driver that
 
 import asyncio
 import random
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -14,10 +13,11 @@ import structlog
 from app import telemetry
 from app.database.pool import Database
 from app.errors import AppError
-from app.generations import images, records
+from app.generations import images, records, risk, spool
 from app.generations.driver import Driver
+from app.generations.stores import Stores
 from app.generations.usage import all_unknown
-from app.storage.base import Storage
+from app.storage.base import StorageError
 
 log = structlog.get_logger(__name__)
 
@@ -29,17 +29,22 @@ _BATCH_MAX = 8
 
 @dataclass(frozen=True)
 class Recovered:
-    """What one round did: generations claimed, those of them that ended, and deleted images erased from storage."""
+    """What one round did: generations claimed, those of them that ended, deleted images erased, spooled ones moved."""
 
     claimed: int
     ended: int
     erased: int
+    unspooled: int = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether there may be more to do at once."""
+        return self.claimed == _BATCH_MAX or self.unspooled == _BATCH_MAX
 
 
-async def recover_once(
-    database: Database, driver: Driver, storages: Mapping[str, Storage], *, lease_seconds: float
-) -> Recovered:
-    """Claim one batch of generations whose lease has run out, drive each on, and erase what deletion left over.
+async def recover_once(database: Database, driver: Driver, stores: Stores, *, lease_seconds: float) -> Recovered:
+    """Claim one batch of generations whose lease has run out, drive each on, erase what deletion left over, and carry
+    a batch of images from the spool to a storage that answers again.
 
     A generation that can't be driven is logged and left to the next round. Raises DatabaseUnavailable.
     """
@@ -53,11 +58,28 @@ async def recover_once(
             continue
         telemetry.recovered_total.labels(outcome.state).inc()
         ended += outcome.ended
-    erased = await images.erase_left_over(database, storages, batch_max=_BATCH_MAX)
+    if stores.failing:
+        await stores.answers()
+    erased = await images.erase_left_over(database, stores, batch_max=_BATCH_MAX)
+    unspooled = await images.empty_spool(database, stores, batch_max=_BATCH_MAX)
+    await _tell(database, stores)
     await _show_unknown(database)
-    if claimed or erased:
-        log.info("recovered", claimed=len(claimed), ended=ended, erased=erased)
-    return Recovered(len(claimed), ended, erased)
+    if claimed or erased or unspooled:
+        log.info("recovered", claimed=len(claimed), ended=ended, erased=erased, unspooled=unspooled)
+    return Recovered(len(claimed), ended, erased, unspooled)
+
+
+async def _tell(database: Database, stores: Stores) -> None:
+    """Clear the spool of what nobody needs, and set the figures of what is in it and of what is not kept yet."""
+    async with database.statement() as connection:
+        await spool.sweep(connection, batch_max=_BATCH_MAX)
+        at_risk = await risk.at_risk(connection)
+    telemetry.at_risk_generations.set(at_risk.generations)
+    telemetry.at_risk_seconds.set(at_risk.seconds)
+    try:
+        await stores.look()
+    except StorageError as error:
+        log.warning("spool_not_read", detail=str(error))
 
 
 async def _show_unknown(database: Database) -> None:
@@ -71,7 +93,7 @@ async def _show_unknown(database: Database) -> None:
 async def recover_for_ever(
     database: Database,
     driver: Driver,
-    storages: Mapping[str, Storage],
+    stores: Stores,
     *,
     lease_seconds: float,
     interval_seconds: float,
@@ -80,12 +102,12 @@ async def recover_for_ever(
     while True:
         recovered = Recovered(0, 0, 0)
         try:
-            recovered = await recover_once(database, driver, storages, lease_seconds=lease_seconds)
+            recovered = await recover_once(database, driver, stores, lease_seconds=lease_seconds)
         except AppError as error:
             log.warning("recovery_postponed", code=error.code)
         except Exception:
             # It ran unguarded once: the first error nobody foresaw ended recovery for good, without a word.
             log.exception("recovery_round_failed")
-        if recovered.claimed < _BATCH_MAX:
+        if not recovered.full:
             # Jitter keeps replicas that were started together from asking together.
             await asyncio.sleep(interval_seconds * _CHANCE.uniform(0.5, 1.5))

@@ -11,16 +11,16 @@ import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 
 from app import telemetry
-from app.errors import StorageUnavailable
 from app.generations.records import Generation, Image
-from app.storage.base import CannotTell, ObjectMissing, Storage, StorageError
+from app.generations.stores import Stores
+from app.storage.base import CannotTell, ObjectMissing, StorageError
 from app.upstream.download import Downloader, DownloadError
 
 log = structlog.get_logger(__name__)
@@ -89,20 +89,17 @@ class Rehost:
         self,
         *,
         downloader: Downloader,
-        home: Storage,
-        storages: Mapping[str, Storage],
+        stores: Stores,
         pixels_max: int,
         in_flight_max: int,
     ) -> None:
         self._downloader = downloader
-        self._home = home
-        self._storages = storages
+        self._stores = stores
         self._pixels_max = pixels_max
         # Each holds a picture in memory, up to the size cap: this bounds the bytes, whatever is in flight.
         self._places = asyncio.Semaphore(in_flight_max)
         # Decoding is CPU; beside the loop it would stall every other caller.
         self._threads = ThreadPoolExecutor(_CHECK_THREADS, thread_name_prefix="picture")
-        self._storage_failed = False
 
     async def keep(
         self, generation: Generation, sources: Sequence[str | bytes], kept: dict[int, Image]
@@ -134,12 +131,10 @@ class Rehost:
             picture = await self._inspect(body, final=isinstance(source, bytes))
             key = f"{generation.storage_stem}-{position}.{picture.extension}"
             try:
-                await self._home.put(key, picture.body, content_type=picture.content_type)
+                storage = await self._stores.put(key, picture.body, content_type=picture.content_type)
             except StorageError as error:
-                self._storage_failed = True
                 raise RehostFailed("storage", str(error)) from error
-            self._storage_failed = False
-        return _image(picture, position, self._home.name, key)
+        return _image(picture, position, storage, key)
 
     async def _fetch(self, url: str) -> bytes:
         try:
@@ -183,7 +178,9 @@ class Rehost:
             raise unanswered
 
     async def _find_one(self, generation: Generation, position: int) -> Image | None:
-        for storage in self._storages.values():
+        for storage in self._stores.by_name.values():
+            if storage is self._stores.home and self._stores.failing:
+                raise RehostFailed("storage", f"{storage.name} can't be asked just now")
             for extension in EXTENSIONS:
                 key = f"{generation.storage_stem}-{position}.{extension}"
                 try:
@@ -201,28 +198,11 @@ class Rehost:
                 return _image(picture, position, storage.name, key)
         return None
 
-    async def require_storage(self) -> None:
-        """Raise StorageUnavailable while new pictures can't be stored: a picture bought now could be lost.
-
-        Asks storage only after a put has failed and none has worked since.
-        """
-        if not self._storage_failed:
-            return
-        try:
-            await self._home.check()
-        except StorageError as error:
-            log.warning("order_refused_without_storage", detail=str(error))
-            raise StorageUnavailable(
-                "Images can't be stored just now, so nothing new is ordered. Nothing was charged; try again shortly.",
-                retry_after_seconds=10,
-            ) from error
-        self._storage_failed = False
-
     async def discard(self, pictures: Sequence[Image]) -> None:
         """Delete pictures that were stored for a row that is no longer there to hold them."""
         for picture in pictures:
             with suppress(StorageError):
-                await self._home.delete(picture.storage_key)
+                await self._stores.by_name[picture.storage].delete(picture.storage_key)
 
     async def close(self) -> None:
         """Let the threads go."""
@@ -230,8 +210,8 @@ class Rehost:
 
 
 def in_order(kept: Mapping[int, Image]) -> tuple[Image, ...]:
-    """Return pictures by their position in the order."""
-    return tuple(kept[position] for position in sorted(kept))
+    """Return pictures in their order, numbered anew: of those that came, none is missing in between."""
+    return tuple(replace(kept[position], position=number) for number, position in enumerate(sorted(kept)))
 
 
 def new_image_id() -> str:

@@ -30,7 +30,6 @@ from app.errors import (
     NotFound,
     Overloaded,
     RateLimitExceeded,
-    StorageUnavailable,
     TooManyInFlight,
 )
 from app.generations import records, repeats
@@ -38,6 +37,7 @@ from app.generations.driver import Driver
 from app.generations.order import Order, PricedOrder, check
 from app.generations.records import Generation, Held, KeyNotLive, OverLimit
 from app.generations.repeats import Attempt, Joined, Known
+from app.generations.stores import Stores
 from app.upstream.catalog import Catalog
 
 log = structlog.get_logger(__name__)
@@ -66,6 +66,7 @@ class Runner:
         *,
         database: Database,
         driver: Driver,
+        stores: Stores,
         sandbox: bool,
         storage_prefix: str,
         pending_lease_seconds: float,
@@ -75,12 +76,14 @@ class Runner:
     ) -> None:
         self._database = database
         self._driver = driver
+        self._stores = stores
         self._sandbox = sandbox
         self._storage_prefix = storage_prefix
         self._pending_lease_seconds = pending_lease_seconds
         self._slots_free = in_flight_max
         self._catalog = catalog
         self._join_within_seconds = join_within_seconds
+        self._pictures_in_flight = 0
         # By user too: a waiter must not learn from the time it takes that somebody else's generation exists.
         self._running: dict[tuple[UUID, UUID], asyncio.Task[Any]] = {}
         self._owned: set[asyncio.Task[Any]] = set()
@@ -95,7 +98,7 @@ class Runner:
         """
         try:
             priced = check(order, self._catalog)
-            if (refusal := await self._refuse_unasked()) is not None:
+            if (refusal := await self._refuse_unasked(priced.n)) is not None:
                 raise refusal
         except AppError as refused:
             # A repeat needs no slot and no storage, and nothing of the catalog: its work is done, or has them.
@@ -104,6 +107,7 @@ class Runner:
             telemetry.refusals_total.labels(refused.code, "").inc()
             raise
         self._slots_free -= 1
+        self._pictures_in_flight += priced.n
         placed: asyncio.Future[Placed] = asyncio.get_running_loop().create_future()
         # The handler may be gone when this is set; asyncio would then complain of an error that nobody fetched.
         placed.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -156,14 +160,19 @@ class Runner:
             log.warning("drain_cut_off", generations=len(cut_off))
             await asyncio.wait(cut_off, timeout=5)
 
-    async def _refuse_unasked(self) -> AppError | None:
-        """Return why no new order is taken just now, before anything is held; None when one is."""
+    async def _refuse_unasked(self, pictures: int) -> AppError | None:
+        """Return why no order for so many pictures is taken just now, before anything is held; None when one is."""
+        # Those that end while the spool is being read may be in neither count: whichever time had more of them counts.
+        in_flight_before = self._pictures_in_flight
         try:
-            await self._driver.require_storage()
-        except StorageUnavailable as error:
+            pictures_max = await self._stores.pictures_max()
+        except DatabaseUnavailable as error:
             return error
         if self._slots_free <= 0 or self._draining:
             return Overloaded(retry_after_seconds=_OVERLOADED_RETRY_SECONDS)
+        in_flight = max(in_flight_before, self._pictures_in_flight)
+        if pictures_max is not None and in_flight + pictures > pictures_max:
+            return self._stores.refusal()
         return None
 
     async def _find_earlier(self, caller: Caller, order: Order, attempt: Attempt) -> Placed | None:
@@ -202,6 +211,7 @@ class Runner:
             return await self._drive(held, started) if held else None
         finally:
             self._slots_free += 1
+            self._pictures_in_flight -= order.n
 
     async def _reserve_for(
         self, placed: asyncio.Future[Placed], caller: Caller, order: PricedOrder, attempt: Attempt

@@ -149,6 +149,18 @@ def _close_unwanted(job: Future[OpenSource]) -> None:
         job.result().close()
 
 
+class Chunks(Protocol):
+    """An open object: `bytes_total` bytes, in chunks. Closing it frees what it holds, at any time."""
+
+    bytes_total: int
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+
+    async def __anext__(self) -> bytes: ...
+
+    async def aclose(self) -> None: ...
+
+
 class Storage(Protocol):
     """A place that keeps pictures under keys such as `2026/11/22/ab12-0.png`.
 
@@ -158,7 +170,7 @@ class Storage(Protocol):
 
     @property
     def name(self) -> str:
-        """What an image remembers of where it lives: `folder`, or `s3:<bucket>`."""
+        """What an image remembers of where it lives: `folder`, `s3:<bucket>` or `spool`."""
 
     async def put(self, key: str, body: bytes, *, content_type: str) -> None:
         """Keep `body` under `key`, whole or not at all. When it returns, the bytes survive a crash.
@@ -169,7 +181,7 @@ class Storage(Protocol):
     async def head(self, key: str) -> StoredObject:
         """Say what is kept under `key`. Raises ObjectMissing, CannotTell."""
 
-    async def read(self, key: str, *, start: int = 0, length: int | None = None) -> ObjectStream:
+    async def read(self, key: str, *, start: int = 0, length: int | None = None) -> Chunks:
         """Open `key` at byte `start` for `length` bytes, or to its end; a range past the end is cut to what is there.
 
         Awaiting it opens, so that what is raised comes before the first byte: ObjectMissing, CannotTell, and

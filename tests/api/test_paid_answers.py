@@ -25,7 +25,7 @@ def test_a_picture_that_can_not_be_read_just_now_is_answered_by_its_url(
         assert sandbox.witness()["asked"] == 1
 
 
-def test_nothing_is_bought_while_storage_is_down_and_what_was_bought_before_arrives_afterwards(
+def test_without_a_spool_nothing_is_bought_while_storage_is_down_and_what_was_bought_before_arrives_afterwards(
     database_url: str, sandbox: RunningSandbox, data_dir: Path
 ) -> None:
     with running_service(
@@ -34,6 +34,7 @@ def test_nothing_is_bought_while_storage_is_down_and_what_was_bought_before_arri
         data_dir=data_dir,
         generated_lease_seconds=1,
         image_timeout_seconds=0.5,
+        spool_bytes_max=0,
     ) as service:
         (data_dir / "images").rename(data_dir / "away")
         bought = service.order("a red fox")

@@ -21,13 +21,14 @@ from app.generations.driver import Driver, Leases
 from app.generations.records import Generation, Held, Move
 from app.generations.recovery import recover_once
 from app.generations.rehost import Rehost
-from app.storage.base import ObjectMissing, Storage
+from app.generations.stores import Stores
+from app.storage.base import ObjectMissing
 from app.storage.folder import FolderStorage
 from app.storage.s3 import S3Storage
 from app.upstream.catalog import load_catalog
 from app.upstream.client import Upstream
 from app.upstream.download import Downloader
-from tests.makers import PRICE_MICROS, make_caller, make_order, reserve
+from tests.makers import PRICE_MICROS, make_caller, make_order, make_stores, reserve
 from tests.s3_server import running_s3
 from tests.sandbox_server import RunningSandbox
 
@@ -40,6 +41,7 @@ class Parts:
     storage: FolderStorage
     upstream: Upstream
     driver: Driver
+    stores: Stores
     caller: Caller
 
     async def reserve(self, prompt: str = "a cat", *, lease_seconds: float = 60) -> Generation:
@@ -60,7 +62,7 @@ class Parts:
             await connection.execute(
                 text("UPDATE generations SET lease_until = now() - interval '1 s' WHERE lease_until IS NOT NULL")
             )
-        await recover_once(self.database, self.driver, {"folder": self.storage}, lease_seconds=60)
+        await recover_once(self.database, self.driver, self.stores, lease_seconds=60)
         async with self.database.statement() as connection:
             (generation,) = await records.page(connection, limit=2)
             assert await budgets.differences(connection) == []
@@ -79,19 +81,19 @@ async def parts(database_url: str, sandbox: RunningSandbox, tmp_path: Path) -> A
         total_timeout_seconds=10,
     )
     downloader = Downloader(allow_loopback_http=True, timeout_seconds=5)
-    rehost = Rehost(
-        downloader=downloader, home=storage, storages={"folder": storage}, pixels_max=10**8, in_flight_max=4
-    )
+    stores = make_stores(database, storage)
+    rehost = Rehost(downloader=downloader, stores=stores, pixels_max=10**8, in_flight_max=4)
     leases = Leases(pending_seconds=2, generated_seconds=2, source_lifetime_seconds=3600)
     driver = Driver(database=database, upstream=upstream, catalog=load_catalog(None), rehost=rehost, leases=leases)
     async with database.transaction() as tx:
         caller = await make_caller(tx)
         await budgets.set_limits(tx, f"user:{caller.user_id}", {"images_total_max": 100})
         await budgets.set_limits(tx, "all", {"images_total_max": 100})
-    yield Parts(database, storage, upstream, driver, caller)
+    yield Parts(database, storage, upstream, driver, stores, caller)
     await rehost.close()
     await downloader.close()
     await upstream.close()
+    await stores.close()
     await storage.close()
     await database.close()
 
@@ -207,7 +209,8 @@ async def test_of_two_pictures_one_of_which_can_not_be_had_any_more_the_other_is
     ended = await parts.recover()
 
     assert (ended.state, ended.settled_images, ended.settled_micros) == ("completed", 1, PRICE_MICROS)
-    assert [image.position for image in ended.images] == [1]
+    assert [image.position for image in ended.images] == [0]
+    assert ended.images[0].storage_key == f"{held.generation.storage_stem}-1.png"
     async with parts.database.statement() as connection:
         assert {gauge.used for gauge in await _all_gauges(connection)} == {1}
 
@@ -308,10 +311,10 @@ async def test_what_a_lost_reserve_may_have_held_is_given_back(parts: Parts) -> 
 async def test_a_late_answer_brings_no_words_back_to_a_deleted_generation(parts: Parts) -> None:
     generation = await parts.reserve()
     unknown = await parts.recover()
-    await images.delete(parts.database, {"folder": parts.storage}, unknown)
+    await images.delete(parts.database, parts.stores, unknown)
 
     late = await parts.driver.drive(replace(generation, prompt="a cat"))
-    await images.erase_left_over(parts.database, {"folder": parts.storage}, batch_max=8)
+    await images.erase_left_over(parts.database, parts.stores, batch_max=8)
 
     assert (late.state, late.prompt, late.revised_prompt) == ("completed", None, None)
     with pytest.raises(ObjectMissing):
@@ -327,7 +330,7 @@ async def test_images_that_can_not_be_erased_keep_no_others_waiting(parts: Parts
             text("UPDATE images SET storage = 's3:gone' WHERE id IN (SELECT id FROM images ORDER BY id LIMIT 3)")
         )
 
-    erased = await images.erase_left_over(parts.database, {"folder": parts.storage}, batch_max=2)
+    erased = await images.erase_left_over(parts.database, parts.stores, batch_max=2)
 
     assert erased == 1
 
@@ -346,9 +349,9 @@ async def test_a_move_leaves_an_image_whose_bytes_are_not_what_they_were_where_i
             access_key_id=server.access_key_id,
             secret_access_key=server.secret_access_key,
         )
-        storages: dict[str, Storage] = {"folder": parts.storage, bucket.name: bucket}
+        stores = make_stores(parts.database, bucket, parts.storage)
 
-        moved = await images.move_all(parts.database, storages, bucket, prefix="")
+        moved = await images.move_all(parts.database, stores, prefix="")
 
         assert (moved.images, moved.bytes) == (1, whole.images[0].size_bytes)
         assert [image_id for image_id, _ in moved.failures] == [spoiled.images[0].id]

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -17,7 +18,8 @@ from app.database.pool import Database
 from app.generations import images, records, repeats
 from app.generations.records import Held, KeyNotLive, Move, OverLimit, State
 from app.generations.repeats import Attempt, Joined, Known
-from tests.makers import PRICE_MICROS, make_caller, make_image, make_order, reserve
+from app.storage.folder import FolderStorage
+from tests.makers import PRICE_MICROS, make_caller, make_image, make_order, make_stores, reserve
 
 pytestmark = pytest.mark.anyio
 
@@ -127,13 +129,15 @@ async def test_what_surely_cost_nothing_is_ordered_again(desk: Desk, retry_count
 
 
 @pytest.mark.parametrize("retry_count", [0, 1])
-async def test_what_was_deleted_is_ordered_again(desk: Desk, retry_count: int) -> None:
+async def test_what_was_deleted_is_ordered_again(desk: Desk, retry_count: int, tmp_path: Path) -> None:
     deleted = await desk.begin(state="completed")
     await desk.leave(deleted)
     async with desk.database.statement() as connection:
         generation = await records.find(connection, deleted)
     assert generation is not None
-    await images.delete(desk.database, {}, generation)
+    home = FolderStorage(tmp_path)
+    await images.delete(desk.database, make_stores(desk.database, home), generation)
+    await home.close()
 
     assert isinstance(await desk.order(retry_count), Held)
 

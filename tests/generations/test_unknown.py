@@ -205,7 +205,7 @@ async def test_what_runs_and_what_is_unknown_is_summed_up_for_its_user_alone(par
 
 async def test_each_round_of_recovery_shows_what_is_unknown_now(parts: Parts) -> None:  # noqa: F811
     async def shown() -> tuple[float, float, float]:
-        await recover_once(parts.database, parts.driver, {"folder": parts.storage}, lease_seconds=60)
+        await recover_once(parts.database, parts.driver, parts.stores, lease_seconds=60)
         return metric("unknown_generations"), metric("unknown_held_micros"), metric("unknown_oldest_seconds")
 
     nothing = await shown()

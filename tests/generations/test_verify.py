@@ -25,7 +25,7 @@ from app.generations.records import Generation, Held, Image, Move
 from app.generations.verify import Care, verify
 from app.storage.base import LISTED_MAX, Storage, StoredObject
 from app.storage.folder import FolderStorage
-from tests.makers import PRICE_MICROS, make_caller, make_image, make_order, reserve
+from tests.makers import PRICE_MICROS, make_caller, make_image, make_order, make_stores, reserve
 from tests.s3_server import S3Server
 from tests.storage.conftest import s3_server, s3_storage  # noqa: F401 - a fixture.
 from tests.storage.hostile_store import Request, answering, hostile_store, refusing
@@ -391,7 +391,7 @@ async def test_a_deleted_generation_that_keeps_an_image_or_its_words_is_told(
     books: Books, folder: FolderStorage
 ) -> None:
     wordy, seen, clean = [await books.keep(folder) for _ in range(3)]
-    await images.delete(books.database, {"folder": folder}, clean)
+    await images.delete(books.database, make_stores(books.database, folder), clean)
     await books.execute("UPDATE generations SET deleted_at = now() WHERE id = :id", id=wordy.id)
     await books.execute("UPDATE images SET deleted_at = now() WHERE generation_id = :id", id=wordy.id)
     await books.execute("UPDATE generations SET deleted_at = now(), prompt = NULL WHERE id = :id", id=seen.id)
@@ -498,7 +498,7 @@ async def test_orders_deletions_and_verifications_beside_each_other_all_hold(
         async def work() -> None:
             while True:
                 kept = await books.keep(folder, n=2)
-                await images.delete(books.database, {"folder": folder}, kept)
+                await images.delete(books.database, make_stores(books.database, folder), kept)
                 await books.keep(folder)
 
         tasks = [asyncio.create_task(work()) for _ in range(3)]

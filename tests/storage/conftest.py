@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from app.database.pool import Database
+from app.generations.spool import Spool
 from app.storage.base import Storage
 from app.storage.folder import FolderStorage
 from app.storage.s3 import S3Storage
@@ -35,9 +37,17 @@ async def folder(tmp_path: Path) -> AsyncIterator[FolderStorage]:
     await storage.close()
 
 
-@pytest.fixture(params=["folder", "bucket"])
+@pytest.fixture
+async def spool(database_url: str) -> AsyncIterator[Spool]:
+    """The spool of an empty database, over one connection: so nothing may hold it between two chunks."""
+    database = Database(database_url, connections_max=1, timeout_seconds=10)
+    yield Spool(database)
+    await database.close()
+
+
+@pytest.fixture(params=["folder", "bucket", "spool"])
 def storage(request: pytest.FixtureRequest) -> Storage:
-    """Either storage: what is promised of one is promised of both."""
+    """Any storage: what is promised of one is promised of all."""
     storage: Storage = request.getfixturevalue(request.param)
     return storage
 

@@ -1,4 +1,4 @@
-"""Does every storage keep the one contract? Each test runs on a folder and on a bucket."""
+"""Does every storage keep the one contract? Each test runs on a folder, a bucket and the spool."""
 
 import asyncio
 import gc
@@ -179,9 +179,15 @@ async def test_readers_cancelled_anywhere_leave_nothing_open(storage: Storage) -
         reader.cancel()
     await asyncio.gather(*readers, return_exceptions=True)
     await storage.close()
+    cancelled = [reader.cancelled() for reader in readers]
+    # A cancelled reader's traceback keeps what it held, and a connection to Postgres takes a moment to be closed.
+    del reader, readers
+    async with asyncio.timeout(10):
+        while _descriptors_open() > before:
+            gc.collect()
+            await asyncio.sleep(0.01)
 
-    assert _descriptors_open() <= before
-    assert any(reader.cancelled() for reader in readers)
+    assert any(cancelled)
 
 
 async def test_objects_are_listed_by_the_bytes_of_their_keys_with_size_and_age(storage: Storage) -> None:

@@ -1,0 +1,306 @@
+"""Does every picture that storage did not take come home once, whole, whatever happens meanwhile?
+
+Home is a folder that goes away; the rows and bodies are as the driver leaves them.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from PIL import Image as Pillow
+from sqlalchemy import text
+
+from app.accounts import budgets
+from app.accounts.keys import Caller
+from app.database.pool import Database
+from app.generations import images, records, spool
+from app.generations.driver import Driver, Leases
+from app.generations.records import Generation, Held, Image, Move
+from app.generations.recovery import recover_once
+from app.generations.rehost import Rehost
+from app.generations.stores import Stores
+from app.storage.base import ObjectMissing, StorageError
+from app.storage.folder import FolderStorage
+from app.upstream.catalog import load_catalog
+from app.upstream.client import Upstream
+from app.upstream.download import Downloader
+from tests.makers import make_caller, make_image, make_order, make_stores, reserve
+from tests.sandbox_server import RunningSandbox
+
+pytestmark = pytest.mark.anyio
+
+
+@dataclass(frozen=True)
+class Parts:
+    database: Database
+    folder: Path
+    home: FolderStorage
+    stores: Stores
+    driver: Driver
+    caller: Caller
+
+    async def reserve(self, prompt: str = "a cat", *, n: int = 1) -> Generation:
+        async with self.database.statement() as connection:
+            held = await reserve(connection, self.caller, make_order(prompt, n=n))
+        assert isinstance(held, Held)
+        return held.generation
+
+    async def spooled(self) -> Image:
+        """An image that lives in the spool, as a driver leaves it when home is away."""
+        self.folder.rename(self.folder.with_name("away"))
+        ended = await self.driver.drive(await self.reserve())
+        self.folder.with_name("away").rename(self.folder)
+        assert ended.images[0].storage == "spool"
+        return ended.images[0]
+
+    async def find(self, image: Image) -> Image:
+        async with self.database.statement() as connection:
+            found = await images.find(connection, image.id)
+        assert found is not None
+        return found
+
+    async def execute(self, statement: str) -> None:
+        async with self.database.statement() as connection:
+            await connection.execute(text(statement))
+
+    async def recover(self) -> None:
+        await recover_once(self.database, self.driver, self.stores, lease_seconds=60)
+        async with self.database.statement() as connection:
+            assert await budgets.differences(connection) == []
+
+    async def sweep(self) -> int:
+        async with self.database.statement() as connection:
+            return await spool.sweep(connection, batch_max=8)
+
+
+@pytest.fixture
+async def parts(database_url: str, sandbox: RunningSandbox, tmp_path: Path) -> AsyncIterator[Parts]:
+    database = Database(database_url, connections_max=5, timeout_seconds=10)
+    home = FolderStorage(tmp_path / "home")
+    upstream = Upstream(
+        base_url=sandbox.url,
+        api_key="a-key",
+        connect_timeout_seconds=5,
+        read_timeout_seconds=10,
+        total_timeout_seconds=10,
+    )
+    downloader = Downloader(allow_loopback_http=True, timeout_seconds=5)
+    stores = make_stores(database, home)
+    rehost = Rehost(downloader=downloader, stores=stores, pixels_max=10**8, in_flight_max=4)
+    leases = Leases(pending_seconds=5, generated_seconds=5, source_lifetime_seconds=3600)
+    driver = Driver(database=database, upstream=upstream, catalog=load_catalog(None), rehost=rehost, leases=leases)
+    async with database.transaction() as tx:
+        caller = await make_caller(tx)
+    yield Parts(database, tmp_path / "home", home, stores, driver, caller)
+    await rehost.close()
+    await downloader.close()
+    await upstream.close()
+    await stores.close()
+    await home.close()
+    await database.close()
+
+
+def _png() -> bytes:
+    target = BytesIO()
+    Pillow.new("RGB", (64, 64), "teal").save(target, "PNG")
+    return target.getvalue()
+
+
+async def _whole(chunks: AsyncIterator[bytes]) -> bytes:
+    return b"".join([chunk async for chunk in chunks])
+
+
+async def test_a_picture_that_home_refuses_goes_into_the_spool_and_comes_home_when_home_answers(parts: Parts) -> None:
+    image = await parts.spooled()
+
+    await parts.recover()
+
+    assert (await parts.find(image)).storage == "folder"
+    body = await _whole(await parts.home.read(image.storage_key))
+    assert len(body) == image.size_bytes
+    assert (await parts.stores.look()).images == 0
+
+
+async def test_while_home_fails_nothing_is_carried_there(parts: Parts) -> None:
+    image = await parts.spooled()
+    parts.folder.rename(parts.folder.with_name("away"))
+
+    await parts.recover()
+
+    assert (await parts.find(image)).storage == "spool"
+    assert parts.stores.failing
+
+
+async def test_a_picture_that_is_not_what_it_was_stays_and_holds_up_no_other(parts: Parts) -> None:
+    spoiled, whole = await parts.spooled(), await parts.spooled()
+    await parts.stores.spool.put(spoiled.storage_key, _png(), content_type="image/png")
+
+    await parts.recover()
+
+    assert [(await parts.find(image)).storage for image in (spoiled, whole)] == ["spool", "folder"]
+    assert (await parts.stores.spool.head(spoiled.storage_key)).bytes == len(_png())
+
+
+async def test_two_processes_that_empty_the_spool_at_once_lose_nothing(parts: Parts) -> None:
+    found = [await parts.spooled() for _ in range(6)]
+    await parts.stores.answers()
+
+    arrived = await asyncio.gather(*(images.empty_spool(parts.database, parts.stores, batch_max=8) for _ in range(3)))
+
+    assert sum(arrived) == len(found)
+    for image in found:
+        assert (await parts.find(image)).storage == "folder"
+        assert (await parts.home.head(image.storage_key)).bytes == image.size_bytes
+
+
+async def test_two_that_move_all_images_at_once_lose_nothing(parts: Parts, tmp_path: Path) -> None:
+    found = [(await parts.driver.drive(await parts.reserve())).images[0] for _ in range(4)]
+    other = FolderStorage(tmp_path / "other")
+    await parts.execute("UPDATE images SET storage = 'former'")
+    stores = make_stores(parts.database, other)
+    stores.by_name = {**stores.by_name, "former": parts.home}
+
+    moved = await asyncio.gather(*(images.move_all(parts.database, stores, prefix="") for _ in range(3)))
+
+    assert sum(done.images for done in moved) == len(found)
+    assert [done.failures for done in moved] == [(), (), ()]
+    assert [(await other.head(image.storage_key)).bytes for image in found] == [image.size_bytes for image in found]
+    await other.close()
+
+
+async def test_a_picture_that_goes_home_while_it_is_read_is_read_to_its_end(parts: Parts) -> None:
+    image = await parts.spooled()
+    await parts.stores.answers()
+    chunks = await images.read(parts.database, parts.stores.by_name, image, start=5, length=image.size_bytes - 9)
+
+    assert await images.empty_spool(parts.database, parts.stores, batch_max=8) == 1
+
+    assert await _whole(chunks) == (await _whole(await parts.home.read(image.storage_key)))[5:-4]
+
+
+async def test_a_row_that_was_read_before_its_picture_went_home_still_leads_there(parts: Parts) -> None:
+    image = await parts.spooled()
+    await parts.recover()
+
+    chunks = await images.read(parts.database, parts.stores.by_name, image)
+
+    assert len(await _whole(chunks)) == image.size_bytes
+
+
+@pytest.mark.parametrize("state", ["pending", "generated"])
+async def test_what_a_killed_process_left_in_the_spool_completes_its_generation(
+    parts: Parts, sandbox: RunningSandbox, state: str
+) -> None:
+    generation = await parts.reserve()
+    if state == "generated":
+        dead = Move(
+            "generated",
+            leaving=("pending",),
+            source_urls=[f"{sandbox.url}/gone.png"],
+            source_lifetime_seconds=-1,
+            lease_seconds=60,
+        )
+        async with parts.database.statement() as connection:
+            await records.move(connection, generation.id, dead)
+    await parts.stores.spool.put(f"{generation.storage_stem}-0.png", _png(), content_type="image/png")
+    await parts.execute("UPDATE generations SET lease_until = now() - interval '1 s'")
+
+    await recover_once(parts.database, parts.driver, parts.stores, lease_seconds=60)
+
+    async with parts.database.statement() as connection:
+        ended = await records.find(connection, generation.id)
+    assert ended is not None
+    assert (ended.state, len(ended.images)) == ("completed", 1)
+    assert sandbox.witness()["asked"] == 0
+
+
+async def test_a_silent_storage_makes_no_picture_lost(parts: Parts, sandbox: RunningSandbox) -> None:
+    generation = await parts.reserve()
+    dead = Move(
+        "generated",
+        leaving=("pending",),
+        source_urls=[f"{sandbox.url}/gone.png"],
+        source_lifetime_seconds=-1,
+        lease_seconds=60,
+    )
+    async with parts.database.statement() as connection:
+        await records.move(connection, generation.id, dead)
+    await parts.home.put(f"{generation.storage_stem}-0.png", _png(), content_type="image/png")
+    parts.folder.rename(parts.folder.with_name("away"))
+    await parts.execute("UPDATE generations SET lease_until = now() - interval '1 s'")
+    await parts.recover()
+    parts.folder.with_name("away").rename(parts.folder)
+    await parts.execute("UPDATE generations SET lease_until = now() - interval '1 s'")
+
+    await parts.recover()
+
+    async with parts.database.statement() as connection:
+        ended = await records.find(connection, generation.id)
+    assert ended is not None
+    assert ended.state == "completed"
+
+
+@pytest.mark.parametrize(
+    ("state", "kept"),
+    [("pending", True), ("generated", True), ("unknown", True), ("completed", False), ("failed", False)],
+)
+async def test_the_spool_keeps_what_may_be_the_only_copy_and_nothing_else(
+    parts: Parts, state: records.State, kept: bool
+) -> None:
+    generation = await parts.reserve()
+    to = {
+        "generated": Move("generated", leaving=("pending",), source_urls=["https://x.test/a"], lease_seconds=60),
+        "unknown": Move("unknown", leaving=("pending",)),
+        "completed": Move("completed", leaving=("pending",), settled=(1, 10_000), pictures=[make_image(generation.id)]),
+        "failed": Move("failed", leaving=("pending",), settled=(0, 0)),
+    }.get(state)
+    if to is not None:
+        async with parts.database.statement() as connection:
+            await records.move(connection, generation.id, to)
+    await parts.stores.spool.put(f"{generation.storage_stem}-0.png", _png(), content_type="image/png")
+
+    removed = await parts.sweep()
+
+    assert removed == (0 if kept else 1)
+    assert (await parts.stores.look()).images == (1 if kept else 0)
+
+
+async def test_an_image_that_lives_in_the_spool_is_not_swept_away(parts: Parts) -> None:
+    image = await parts.spooled()
+
+    assert await parts.sweep() == 0
+
+    assert (await parts.stores.spool.head(image.storage_key)).bytes == image.size_bytes
+
+
+async def test_a_picture_is_put_home_when_the_database_is_away_and_home_failed_before(
+    parts: Parts, database_url: str
+) -> None:
+    gone = Database(database_url.replace("test_", "no_such_"), connections_max=1, timeout_seconds=2)
+    stores = make_stores(gone, parts.home)
+    parts.folder.rename(parts.folder.with_name("away"))
+    with pytest.raises(StorageError):
+        await stores.put("a.png", _png(), content_type="image/png")
+    parts.folder.with_name("away").rename(parts.folder)
+
+    taken_by = await stores.put("a.png", _png(), content_type="image/png")
+
+    assert (taken_by, stores.failing) == ("folder", False)
+    await gone.close()
+
+
+async def test_a_spooled_picture_is_deleted_everywhere(parts: Parts) -> None:
+    image = await parts.spooled()
+    await parts.home.put(image.storage_key, _png(), content_type="image/png")
+    async with parts.database.statement() as connection:
+        (generation,) = await records.page(connection, limit=1)
+
+    await images.delete(parts.database, parts.stores, generation)
+    await parts.recover()
+
+    for storage in parts.stores.by_name.values():
+        with pytest.raises(ObjectMissing):
+            await storage.head(image.storage_key)
