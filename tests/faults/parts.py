@@ -4,6 +4,7 @@ from tests.faults.frame import Part
 from tests.faults.planted import BUGS, plant
 from tests.faults.race import race
 from tests.faults.soak import soak
+from tests.faults.storage_outage import outage
 from tests.faults.walk import walk
 
 PARTS: tuple[Part, ...] = (
@@ -39,5 +40,13 @@ PARTS: tuple[Part, ...] = (
         times=1_800,
         times_short=0,
         piece_seconds_max=2_400,
+    ),
+    Part(
+        "outage",
+        "storage away for longer than source URLs live, under load: nobody notices, until the spool is full",
+        outage,
+        pieces=10,
+        times=400,
+        times_short=24,
     ),
 )
