@@ -149,34 +149,6 @@ def test_an_enabled_user_may_order_again(service: Service) -> None:
     assert service.client.get("/me").status_code == 200
 
 
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [
-        ("POST", "/images"),
-        ("GET", "/images"),
-        ("GET", "/images/01a203a9-e328-7544-bd32-c7df6c57ca37"),
-        ("DELETE", "/images/01a203a9-e328-7544-bd32-c7df6c57ca37"),
-        ("GET", "/me"),
-        ("GET", "/models"),
-    ],
-)
-def test_every_route_asks_for_a_key_before_anything_else(service: Service, method: str, path: str) -> None:
-    answer = ask(method, f"{service.url}{path}", content=b"no json")
-
-    assert_unauthorized(answer, "api_key_missing")
-
-
-@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/docs", "/openapi.json"])
-def test_what_tells_nothing_of_anybody_asks_for_none(service: Service, path: str) -> None:
-    assert ask("GET", f"{service.url}{path}").status_code == 200
-
-
-def test_a_key_in_the_query_is_no_key(service: Service) -> None:
-    answer = ask("GET", f"{service.url}/me?api_key={service.key}&access_token={service.key}")
-
-    assert_unauthorized(answer, "api_key_missing")
-
-
 def test_each_key_speaks_for_its_own_user(service: Service) -> None:
     other = add_user(service.database_url, "somebody else")
 
