@@ -132,9 +132,10 @@ class Downloader:
         else:
             try:
                 answers = await self._resolve(source.host, source.port)
-            except (OSError, UnicodeError):
+                addresses = tuple(ipaddress.ip_address(answer) for answer in answers)
+            except (OSError, ValueError):
+                # ValueError: a name that cannot be put to a resolver, or an answer that is no address.
                 raise SourceUnavailable(f"{source.host} has no address now") from None
-            addresses = tuple(ipaddress.ip_address(answer) for answer in answers)
         if not addresses:
             raise SourceUnavailable(f"{source.host} has no address now")
         try:

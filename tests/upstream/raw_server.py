@@ -64,8 +64,13 @@ class RawServer:
 
 
 @asynccontextmanager
-async def raw_server(script: Script, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[RawServer]:
-    """Runs `script` for each connection to a free port of this machine; the connection closes where it ends."""
+async def raw_server(
+    script: Script, *, tls: ssl.SSLContext | None = None, at: tuple[str, int] = ("127.0.0.1", 0)
+) -> AsyncIterator[RawServer]:
+    """Runs `script` for each connection to a free port of this machine; the connection closes where it ends.
+
+    `at` names another loopback address, or the port.
+    """
     seen = RawServer()
     running: set[asyncio.Task[None]] = set()
 
@@ -79,7 +84,7 @@ async def raw_server(script: Script, *, tls: ssl.SSLContext | None = None) -> As
             await script(Connection(reader, writer, seen.requests))
         writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
+    server = await asyncio.start_server(serve, *at, ssl=tls)
     seen.port = server.sockets[0].getsockname()[1]
     try:
         yield seen
