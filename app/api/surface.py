@@ -46,6 +46,9 @@ _CUT_OFF = (
     "The service was stopped before your answer was there. An order may have been taken: look at GET /images first."
 )
 
+# What uvloop 0.2x says of a write to a connection that is gone; asyncio's own transports say nothing.
+_CLOSED = "the handler is closed"
+
 Body = TypeVar("Body", bound=BaseModel)
 Render = Callable[[Request, AppError], Response]
 
@@ -211,7 +214,12 @@ class RequestContext:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)["x-request-id"] = request_id
-            await send(message)
+            try:
+                await send(message)
+            except RuntimeError as error:
+                # uvloop's word for a client that hung up before uvicorn was told: nobody reads on, nothing crashed.
+                if not str(error).endswith(_CLOSED):
+                    raise
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
