@@ -18,6 +18,7 @@ from swagger_ui_bundle import swagger_ui_path
 from app.accounts.budgets import Gauge, gauges_of
 from app.api.auth import Authenticated
 from app.api.files import stream_image
+from app.api.native_schema import CallerAnswer, CatalogAnswer, GenerationAnswer, PageAnswer, answers, finished
 from app.api.prefer import Preference, read_idempotency_key, read_preference, read_retry_count
 from app.api.quota import quota_headers, refusal_headers
 from app.api.surface import answering, create_surface, error_headers, parse_json, read_body, request_id_of, wiring_of
@@ -43,7 +44,6 @@ _PAGE_DEFAULT, _PAGE_MAX = 20, 100
 _RUNNING_RETRY_SECONDS = 2
 # Failures that cost nothing and pass: worth another try after this long.
 _FAILURE_RETRY_SECONDS = {"upstream_busy": 5, "upstream_unreachable": 2, "database_unavailable": 2}
-_PROBLEM: dict[str, Any] = {"application/problem+json": {"schema": {"type": "object", "required": ["code", "detail"]}}}
 _NO_STORE = {"cache-control": "no-store"}
 
 
@@ -67,27 +67,28 @@ def create_native() -> FastAPI:
     # The vendored viewer reads 3.0; it is served from here, so that /docs works without the internet.
     app.openapi_version = "3.0.3"
     app.mount("/docs/files", StaticFiles(directory=str(swagger_ui_path)), name="docs-files")
-    body = {"content": {"application/json": {"schema": ImageOrder.model_json_schema()}}, "required": True}
+    order = {
+        "requestBody": {"content": {"application/json": {"schema": ImageOrder.model_json_schema()}}, "required": True}
+    }
     app.add_api_route("/docs", show_docs, methods=["GET"], include_in_schema=False)
-    app.add_api_route("/images", order_image, methods=["POST"], openapi_extra={"requestBody": body})
-    app.add_api_route("/images", list_generations, methods=["GET"])
-    app.add_api_route("/images/{generation_id}", get_generation, methods=["GET"])
-    app.add_api_route("/images/{generation_id}", delete_generation, methods=["DELETE"])
-    app.add_api_route("/me", get_me, methods=["GET"])
-    app.add_api_route("/models", list_models, methods=["GET"])
-    app.openapi = partial(_schema, app.openapi)  # type: ignore[method-assign]
+    ordered = answers(GenerationAnswer, 200, 202, 400, 404, 410, 413, 422, 429)
+    for kind in ("png", "jpeg", "webp"):
+        ordered[200].setdefault("content", {})[f"image/{kind}"] = {"schema": {"type": "string", "format": "binary"}}
+    routes: list[tuple[str, Callable[..., Any], str, dict[int | str, Any], dict[str, Any]]] = [
+        ("/images", order_image, "POST", ordered, order),
+        ("/images", list_generations, "GET", answers(PageAnswer, 200, 400), {}),
+        ("/images/{generation_id}", get_generation, "GET", answers(GenerationAnswer, 200, 404, 410), {}),
+        ("/images/{generation_id}", delete_generation, "DELETE", answers(None, 204, 404, 409), {}),
+        ("/me", get_me, "GET", answers(CallerAnswer, 200), {}),
+        ("/models", list_models, "GET", answers(CatalogAnswer, 200), {}),
+    ]
+    for path, endpoint, method, responses, extra in routes:
+        status = 204 if method == "DELETE" else 200
+        app.add_api_route(
+            path, endpoint, methods=[method], status_code=status, responses=responses, openapi_extra=extra
+        )
+    app.openapi = partial(finished, app.openapi)  # type: ignore[method-assign]
     return app
-
-
-def _schema(generated: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return FastAPI's schema with our errors in the place of its 422, which this surface never answers."""
-    schema = generated()
-    problem = {"description": "A problem (RFC 9457); `code` says which, docs/api.md what to do.", "content": _PROBLEM}
-    for operations in schema["paths"].values():
-        for operation in operations.values():
-            operation["responses"].pop("422", None)
-            operation["responses"]["default"] = problem
-    return schema
 
 
 async def order_image(request: Request, caller: Authenticated) -> Response:

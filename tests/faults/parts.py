@@ -1,6 +1,7 @@
 """Which faults does the harness know?"""
 
 from tests.faults.frame import Part
+from tests.faults.hostile_input import schemathesis_cases
 from tests.faults.planted import BUGS, plant
 from tests.faults.race import race
 from tests.faults.soak import soak
@@ -23,6 +24,14 @@ PARTS: tuple[Part, ...] = (
         pieces=40,
         times=2_500,
         times_short=800,
+    ),
+    Part(
+        "hostile",
+        "requests generated from the schema, right and wrong, with a key and without: no 5xx, only what it declares",
+        schemathesis_cases,
+        pieces=10,
+        times=1_000,
+        times_short=200,
     ),
     Part(
         "planted",
