@@ -1,5 +1,6 @@
 """Does any secret come out anywhere: in a log, an answer, a figure, a document, or the database?"""
 
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ TT_CANARY = "tt-canary-5f1d9c"
 DATABASE_CANARY = "db-canary/7e2@b4"
 # What says that the search looked where it had to.
 PROMPT = "a fox under a clear sky"
+IDEMPOTENCY_KEY = "idempotency-canary-9a4c"
 
 
 @pytest.fixture
@@ -103,12 +105,16 @@ def test_no_secret_is_written_anywhere(canary_database_url: str, sandbox: Runnin
         if spelling in text
     ]
     assert found == []
+    # Prompts are the callers' own affair, and what a source URL is signed with opens the picture to anybody.
+    ours = written["standard error"] + written["the second start's banner"] + figures_of(answers)
+    assert [word for word in (PROMPT, IDEMPOTENCY_KEY) if word in ours] == []
+    assert re.search(r"\bsig=(?!\[signature\])", ours) is None
 
 
 def use(installation: Installation, another: str) -> list[httpx.Response]:
     """What a caller does when all goes well; the first answer is an image's."""
     client = installation.client
-    ordered = installation.order(PROMPT)
+    ordered = installation.order(PROMPT, headers={"idempotency-key": IDEMPOTENCY_KEY})
     assert ordered.status_code == 200, ordered.text
     paths = ["/images", "/me", "/models", "/docs", "/openapi.json", "/metrics", "/readyz", "/healthz"]
     generation_id = ordered.json()["id"]
@@ -145,6 +151,13 @@ def break_things(installation: Installation) -> list[httpx.Response]:
         client.post("/images", content=b"{", headers={"idempotency-key": "a b"}),
         client.post("/images", json={"prompt": PROMPT, "size": key}),
     ]
+
+
+def figures_of(answers: list[httpx.Response]) -> str:
+    """What /metrics, /docs and the schema said."""
+    told = [answer.text for answer in answers if answer.request.url.path in ("/metrics", "/docs", "/openapi.json")]
+    assert len(told) == 3
+    return "\n".join(told)
 
 
 def whole(answer: httpx.Response) -> str:
