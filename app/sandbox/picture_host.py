@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp
 
-from app.sandbox.drawing import draw, draw_bomb
+from app.sandbox.drawing import draw, draw_bomb, sign
 from app.sandbox.pictures import Denied, Picture, read_url
 from app.sandbox.sending import cut, drop, endless, html, stalled
 from app.sandbox.witness import Witness
@@ -22,7 +22,7 @@ _SVG: Final = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script
 
 @dataclass(frozen=True)
 class Drawing:
-    """How pictures are made: drawn (`draw`), or, for load, one blank a size from `blank`."""
+    """How pictures are made: drawn (`draw`), or, for load, one blank a size from `blank`, signed."""
 
     draw: bool
     blank: Callable[[tuple[int, int], str], bytes]
@@ -31,7 +31,8 @@ class Drawing:
 async def paint(drawing: Drawing, picture: Picture) -> bytes:
     """The picture's bytes. Drawing runs in a thread; a blank is kept, and is cheaper than a thread would be."""
     if not drawing.draw:
-        return drawing.blank(picture.width_height, picture.image_format)
+        blank = drawing.blank(picture.width_height, picture.image_format)
+        return sign(blank, picture.image_format, picture.prompt)
     return await to_thread.run_sync(_draw, picture)
 
 

@@ -53,7 +53,8 @@ def create_sandbox(
     """An upstream of our own: TTAPI's two image routes, the pictures' host, and the witness of both.
 
     `api_keys` None takes any key that is not empty. `public_url` begins the pictures' URLs, and has no slash at its
-    end. `draw` False answers with blank pictures, for load. Every order waits `delay_seconds` for its answer.
+    end. `draw` False answers with blank pictures, for load, each with its prompt in a comment. Every order waits
+    `delay_seconds` for its answer.
     To drop and reset connections it must run on ReachableTransportProtocol, as run_sandbox does.
     The wire format: ttapi.io/docs/apiReference/dalle3, docs.ttapi.io/api/en/openai/images-generations
     (upstream-facts.md section 2, 2026-11-22).

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from app.sandbox.drawing import draw
+from app.sandbox.drawing import draw, draw_blank, sign
 from app.sandbox.pictures import Picture, clip_prompt, sign_url
 from tests.sandbox.conftest import BARE_ROUTE, Customer
 from tests.sandbox_server import API_KEY, RunningSandbox, running_sandbox
@@ -70,6 +70,22 @@ def test_without_drawing_a_picture_is_valid_and_tiny() -> None:
             image.load()
             assert image.size == (1792, 1024)
         assert len(picture.content) < 4_096
+
+
+@pytest.mark.parametrize("image_format", ["png", "jpeg"])
+def test_a_blank_tells_whose_it_is_and_is_the_same_each_time(image_format: str) -> None:
+    one, other = (sign(draw_blank((1024, 1024), image_format), image_format, prompt) for prompt in ("ein Bär", "a cat"))
+    assert one != other
+    assert one == sign(draw_blank((1024, 1024), image_format), image_format, "ein Bär")
+    with Image.open(io.BytesIO(one)) as image:
+        image.load()
+        assert "ein Bär".encode() in one
+
+
+def test_without_drawing_the_picture_carries_its_prompt() -> None:
+    with running_sandbox(draw=False) as sandbox, httpx.Client(base_url=sandbox.url) as client:
+        client.headers["TT-API-KEY"] = API_KEY
+        assert b"a lonely cat" in Customer(client).picture("a lonely cat [[delay 0]]").content
 
 
 def test_a_url_says_when_it_ends_and_holds_no_longer(customer: Customer) -> None:
