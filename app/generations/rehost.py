@@ -129,11 +129,13 @@ class Rehost:
         async with self._places:
             body = source if isinstance(source, bytes) else await self._fetch(source)
             picture = await self._inspect(body, final=isinstance(source, bytes))
+            log.debug("picture_fetched", position=position, bytes=len(picture.body))
             key = f"{generation.storage_stem}-{position}.{picture.extension}"
             try:
                 storage = await self._stores.put(key, picture.body, content_type=picture.content_type)
             except StorageError as error:
                 raise RehostFailed("storage", str(error)) from error
+            log.debug("picture_stored", position=position, storage=storage)
         return _image(picture, position, storage, key)
 
     async def _fetch(self, url: str) -> bytes:

@@ -222,6 +222,7 @@ class Runner:
             if isinstance(answer, Held):
                 task = asyncio.current_task()
                 assert task is not None
+                log.debug("generation_reserved", generation_id=str(answer.generation.id))
                 self._running[answer.generation.user_id, answer.generation.id] = task
                 joinable = None if attempt.idempotency_key else 0
                 placed.set_result(Placed(answer.generation.id, answer.gauges, joinable))
