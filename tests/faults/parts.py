@@ -1,14 +1,65 @@
 """Which faults does the harness know?"""
 
 from tests.faults.frame import Part
+from tests.faults.freezes import freezes
 from tests.faults.hostile_input import schemathesis_cases
+from tests.faults.kills import crashes, kills, kills_s3, points
 from tests.faults.planted import BUGS, plant
 from tests.faults.race import race
+from tests.faults.rolls import rolls
 from tests.faults.soak import soak
 from tests.faults.storage_outage import outage
 from tests.faults.walk import walk
 
 PARTS: tuple[Part, ...] = (
+    Part(
+        "kills",
+        "kill -9 of random replicas under a load of every kind of order, with a folder as storage",
+        kills,
+        pieces=9,
+        times=100,
+        times_short=50,
+    ),
+    Part(
+        "kills-s3",
+        "the same with a real S3 server as storage",
+        kills_s3,
+        pieces=2,
+        times=50,
+        times_short=0,
+    ),
+    Part(
+        "points",
+        "kill -9 at each of the named points: reserved, answered, generated, image_got, stored, settled",
+        points,
+        pieces=5,
+        times=10,
+        times_short=2,
+    ),
+    Part(
+        "crashes",
+        "Postgres stopped at once and started again, with kill -9 of replicas before, meanwhile and after",
+        crashes,
+        pieces=4,
+        times=5,
+        times_short=2,
+    ),
+    Part(
+        "freezes",
+        "replicas stopped for longer than their leases, at random and at each named point, and woken again",
+        freezes,
+        pieces=4,
+        times=10,
+        times_short=4,
+    ),
+    Part(
+        "rolls",
+        "SIGTERM of one replica after the other under load, behind a balancer that goes by /readyz",
+        rolls,
+        pieces=4,
+        times=10,
+        times_short=4,
+    ),
     Part(
         "race",
         "1,000 orders at once on a quota of 100, for each kind of limit, two processes: exactly 100 are taken",
