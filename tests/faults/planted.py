@@ -19,7 +19,8 @@ SECONDS_MAX = 60
 class Bug:
     """A mistake somebody could make: in `file`, `wrong` stands where `right` belongs.
 
-    `part` is the part of the harness that has to see it when it does its fault `times` times.
+    `part` is the part of the harness that has to see it when it does its fault `times` times; with `times` of 0 it is
+    a test of every day, by its path and name.
     """
 
     name: str
@@ -27,21 +28,74 @@ class Bug:
     right: str
     wrong: str
     part: str
-    times: int
+    times: int = 0
 
+
+_DRIVER, _BUDGETS, _RECORDS = "app/generations/driver.py", "app/accounts/budgets.py", "app/generations/records.py"
 
 BUGS: tuple[Bug, ...] = (
     Bug(
+        "refund on timeout",
+        _DRIVER,
+        "        return await self._leave_unknown(generation, outcome.detail)\n",
+        '        return await self._leave_unsent(generation, "upstream_failed", outcome.detail)\n',
+        "kills",
+        15,
+    ),
+    Bug(
+        "the order sent again after a drop",
+        _DRIVER,
+        "        _observe(generation, outcome, time.monotonic() - started)\n",
+        "        if isinstance(outcome, Unknown):\n            return await self._send(generation)\n",
+        "kills",
+        15,
+    ),
+    Bug(
+        "an unknown released silently",
+        _BUDGETS,
+        "             ELSE 0 END AS images,\n        CASE WHEN :state = 'completed'",
+        "             WHEN :state = 'unknown' THEN -s.held_images ELSE 0 END AS images,\n"
+        "        CASE WHEN :state = 'completed'",
+        "walk",
+        2_500,
+    ),
+    Bug(
+        "settled before the picture is stored",
+        "app/generations/rehost.py",
+        "                storage = await self._stores.put(key, picture.body, content_type=picture.content_type)\n",
+        "                putting = self._stores.put(key, picture.body, content_type=picture.content_type)\n"
+        "                self._late = asyncio.create_task(putting)\n"
+        "                storage = self._stores.home.name\n",
+        "points",
+        1,
+    ),
+    Bug(
         "budget read before it is locked",
-        "app/accounts/budgets.py",
+        _BUDGETS,
         "ORDER BY b.scope FOR UPDATE OF b\n),\nframe",
         "ORDER BY b.scope\n),\nframe",
         "race",
         1,
     ),
     Bug(
+        "no unique (owner, key)",
+        "migrations/versions/0001_users_keys_budgets_generations_images.py",
+        'sa.UniqueConstraint("user_id", "idempotency_key",',
+        'sa.UniqueConstraint("user_id", "idempotency_key", "id",',
+        "kills",
+        20,
+    ),
+    Bug(
+        "a 5xx taken as free",
+        "app/upstream/reply.py",
+        "    if 400 <= status < 500 and status != 408:",
+        "    if 400 <= status < 600 and status != 408:",
+        "kills",
+        15,
+    ),
+    Bug(
         "MOVE without its state guard",
-        "app/generations/records.py",
+        _RECORDS,
         "WHERE g.id = :id AND g.state = ANY(CAST(:leaving AS text[]))",
         "WHERE g.id = :id AND (g.state = ANY(CAST(:leaving AS text[])) OR true)",
         "walk",
@@ -49,7 +103,7 @@ BUGS: tuple[Bug, ...] = (
     ),
     Bug(
         "locks out of order",
-        "app/accounts/budgets.py",
+        _BUDGETS,
         "    ORDER BY b.scope FOR UPDATE OF b\n),\nchange",
         "    ORDER BY b.scope DESC FOR UPDATE OF b\n),\nchange",
         "race",
@@ -57,7 +111,7 @@ BUGS: tuple[Bug, ...] = (
     ),
     Bug(
         "a window rolled back at midnight",
-        "app/accounts/budgets.py",
+        _BUDGETS,
         "SELECT GREATEST(max(l.day), max((m.ts AT TIME ZONE 'UTC')::date)) AS day",
         "SELECT max((m.ts AT TIME ZONE 'UTC')::date) AS day",
         "walk",
@@ -65,11 +119,33 @@ BUGS: tuple[Bug, ...] = (
     ),
     Bug(
         "given back into the wrong window",
-        "app/accounts/budgets.py",
+        _BUDGETS,
         "images_day = b.images_day + CASE WHEN b.day = c.day THEN c.images ELSE 0 END",
         "images_day = GREATEST(0, b.images_day + c.images)",
         "walk",
         2_500,
+    ),
+    Bug(
+        "a spool row deleted before its object is verified",
+        "app/generations/images.py",
+        "    await home.put(key, body, content_type=image.content_type)\n",
+        "    await home.put(key, body, content_type=image.content_type)\n    await source.delete(image.storage_key)\n",
+        "tests/generations/test_spool.py::test_a_picture_that_arrives_cut_stays_in_the_spool",
+    ),
+    Bug(
+        "the live-key check left out of RESERVE",
+        "app/generations/repeats.py",
+        "    WHERE k.id = :api_key_id AND k.revoked_at IS NULL AND u.disabled_at IS NULL\n",
+        "    WHERE k.id = :api_key_id\n",
+        "kills",
+        20,
+    ),
+    Bug(
+        "the fetch guard checking the name but not the address connected to",
+        "app/upstream/download.py",
+        '    literal = f"[{address}]" if address.version == 6 else str(address)\n',
+        "    literal = source.host\n",
+        "tests/upstream/test_fetch_guard.py",
     ),
 )
 
@@ -79,23 +155,38 @@ def plant(piece: Piece) -> Figures:
     bug = BUGS[piece.number]
     copy = piece.folder / "copy"
     copy_with(bug, copy)
-    answer = piece.folder / "answer.json"
     started = time.monotonic()
-    looking = ["--part", bug.part, "--piece", "0", "--times", str(bug.times), "--seed", str(piece.seed)]
-    subprocess.run(
-        [sys.executable, "-m", "tests.faults", *looking, "--record", str(answer)],
-        cwd=copy,
-        env={**os.environ, "PYTHONPATH": str(copy)},
-        check=True,
-    )
+    seen = _look_by_part(bug, piece, copy) if bug.times else _look_by_test(bug, copy)
     seconds = time.monotonic() - started
-    broken = figures_from_json(json.loads(answer.read_text())).broken
-    if not broken:
-        missed = f"{bug.name}: not caught by {bug.part} (seed {piece.seed})"
-        return Figures({"planted": 1, "caught": 0}, broken=(missed,))
+    by = bug.part.rpartition("/")[2]
+    if seen is None:
+        return Figures({"planted": 1, "caught": 0}, broken=(f"{bug.name}: not caught by {by} (seed {piece.seed})",))
     late = (f"{bug.name}: caught only after {seconds:.0f} s",) if seconds > SECONDS_MAX else ()
-    note = f"{bug.name}: caught by `{bug.part}` in {seconds:.0f} s: {_shortened(broken[0])}"
+    note = f"{bug.name}: caught by `{by}` in {seconds:.0f} s: {_shortened(seen)}"
     return Figures({"planted": 1, "caught": 1}, {"seconds to catch one": seconds}, late, (note,))
+
+
+def _look_by_part(bug: Bug, piece: Piece, copy: Path) -> str | None:
+    """The first promise that the part finds broken. A part that crashes has found nothing."""
+    answer = piece.folder / "answer.json"
+    looking = ["--part", bug.part, "--piece", "0", "--times", str(bug.times), "--seed", str(piece.seed)]
+    _run(copy, "tests.faults", *looking, "--record", str(answer)).check_returncode()
+    broken = figures_from_json(json.loads(answer.read_text())).broken
+    return broken[0] if broken else None
+
+
+def _look_by_test(bug: Bug, copy: Path) -> str | None:
+    """The first test that fails."""
+    done = _run(copy, "pytest", "-q", "-x", "-p", "no:cacheprovider", bug.part)
+    assert done.returncode in (0, 1), done.stdout
+    return next((line for line in done.stdout.splitlines() if line.startswith("FAILED ")), None)
+
+
+def _run(copy: Path, module: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    env = {**os.environ, "PYTHONPATH": str(copy)}
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments], cwd=copy, env=env, check=False, stdout=subprocess.PIPE, text=True
+    )
 
 
 def copy_with(bug: Bug, copy: Path) -> None:

@@ -144,6 +144,27 @@ async def test_a_picture_that_is_not_what_it_was_stays_and_holds_up_no_other(par
     assert (await parts.stores.spool.head(spoiled.storage_key)).bytes == len(_png())
 
 
+class KeepsHalf(FolderStorage):
+    """A store that says it kept what it cut, as one did when an upload broke off."""
+
+    async def put(self, key: str, body: bytes, *, content_type: str) -> None:
+        await super().put(key, body[: len(body) // 2], content_type=content_type)
+
+
+async def test_a_picture_that_arrives_cut_stays_in_the_spool(parts: Parts) -> None:
+    image = await parts.spooled()
+    home = KeepsHalf(parts.folder)
+    stores = make_stores(parts.database, home)
+
+    arrived = await images.empty_spool(parts.database, stores, batch_max=8)
+
+    assert arrived == 0
+    assert (await parts.find(image)).storage == "spool"
+    assert (await parts.stores.spool.head(image.storage_key)).bytes == image.size_bytes
+    await stores.close()
+    await home.close()
+
+
 async def test_two_processes_that_empty_the_spool_at_once_lose_nothing(parts: Parts) -> None:
     found = [await parts.spooled() for _ in range(6)]
     await parts.stores.answers()
