@@ -51,6 +51,7 @@ class Settings(BaseSettings):
     upstream_timeout_seconds: float = Field(300, gt=0)
     upstream_connect_timeout_seconds: float = Field(10, gt=0)
     upstream_in_flight_max: int = Field(256, ge=1)
+    breaker_seconds: float = Field(15, ge=0)
     sandbox_draw: bool = True
 
     # What we remember

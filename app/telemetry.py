@@ -49,6 +49,11 @@ refusals_total = Counter(
 repeats_total = Counter(
     "imagekeep_repeats_total", "Orders answered with an earlier generation, by how they were recognised.", ["by"]
 )
+breaker_open = Gauge(
+    "imagekeep_breaker_open",
+    "Processes that send no order because upstream is not well, a probe now and then aside.",
+    multiprocess_mode="livesum",
+)
 upstream_seconds = Histogram(
     "imagekeep_upstream_seconds",
     "Seconds upstream took to answer a paid order, by outcome.",

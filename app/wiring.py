@@ -15,6 +15,7 @@ from app.settings import Settings
 from app.storage.base import Storage
 from app.storage.folder import FolderStorage
 from app.storage.s3 import S3Storage
+from app.upstream.breaker import Breaker
 from app.upstream.catalog import Catalog, load_catalog
 from app.upstream.client import Upstream
 from app.upstream.download import Downloader
@@ -39,6 +40,7 @@ class Wiring:
     database: Database
     catalog: Catalog
     stores: Stores
+    breaker: Breaker
     driver: Driver
     runner: Runner
 
@@ -119,11 +121,15 @@ async def open_wiring(settings: Settings, neighbours: Neighbours) -> AsyncIterat
             source_lifetime_seconds=settings.source_lifetime_seconds,
             send_within_seconds=settings.pending_lease_seconds - settings.upstream_timeout_seconds,
         )
-        driver = Driver(database=database, upstream=upstream, catalog=catalog, rehost=rehost, leases=leases)
+        breaker = Breaker(open_seconds=settings.breaker_seconds)
+        driver = Driver(
+            database=database, upstream=upstream, breaker=breaker, catalog=catalog, rehost=rehost, leases=leases
+        )
         runner = Runner(
             database=database,
             driver=driver,
             stores=stores,
+            breaker=breaker,
             sandbox=neighbours.sandbox_url is not None,
             storage_prefix=settings.s3_prefix,
             pending_lease_seconds=settings.pending_lease_seconds,
@@ -131,7 +137,7 @@ async def open_wiring(settings: Settings, neighbours: Neighbours) -> AsyncIterat
             catalog=catalog,
             join_within_seconds=settings.join_within_seconds,
         )
-        yield Wiring(settings, database, catalog, stores, driver, runner)
+        yield Wiring(settings, database, catalog, stores, breaker, driver, runner)
 
 
 def _open_stores(settings: Settings, database: Database, closing: AsyncExitStack) -> Stores:

@@ -33,7 +33,8 @@ STOP_SECONDS_MAX = 30
 class Installation:
     """A folder that `imagekeep serve` is started in, again and again, and the process that runs there now, if one does.
 
-    The environment is PATH, PORT and what the test gives. Each start leads a session of its own, as in a terminal.
+    The environment is PATH, PORT, no breaker (tests order faults one after another), and what the test gives.
+    Each start leads a session of its own, as in a terminal.
     """
 
     def __init__(self, folder: Path, env: Mapping[str, str], *, workers: int = 1) -> None:
@@ -41,7 +42,7 @@ class Installation:
         self.folder = folder.resolve()
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.env = {"PATH": os.environ["PATH"], "PORT": str(self.port), **env}
+        self.env = {"PATH": os.environ["PATH"], "PORT": str(self.port), "BREAKER_SECONDS": "0", **env}
         if "PYTHONPATH" in os.environ:
             # A copy of the code is being tried: without it the installed one would run.
             self.env["PYTHONPATH"] = os.environ["PYTHONPATH"]

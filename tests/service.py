@@ -108,6 +108,8 @@ def running_service(
         "data_dir": data_dir,
         "public_url": url,
         "recovery_interval_seconds": 0.2,
+        # Tests order faults one after another; a breaker that opened would be the next test's surprise.
+        "breaker_seconds": 0,
         **settings,
     }
     app = create_app(Settings(_env_file=None, **chosen), Neighbours(database_url))

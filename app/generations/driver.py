@@ -21,6 +21,7 @@ from app.errors import DatabaseUnavailable
 from app.generations import records, risk
 from app.generations.records import Generation, Image, Move
 from app.generations.rehost import Rehost, RehostFailed, in_order
+from app.upstream.breaker import Breaker
 from app.upstream.catalog import Catalog
 from app.upstream.client import Upstream
 from app.upstream.outcome import BytesSource, Generated, Outcome, Refused, Unknown, UrlSource
@@ -50,10 +51,18 @@ class Driver:
     """What driving needs, and `drive`."""
 
     def __init__(
-        self, *, database: Database, upstream: Upstream, catalog: Catalog, rehost: Rehost, leases: Leases
+        self,
+        *,
+        database: Database,
+        upstream: Upstream,
+        breaker: Breaker,
+        catalog: Catalog,
+        rehost: Rehost,
+        leases: Leases,
     ) -> None:
         self._database = database
         self._upstream = upstream
+        self._breaker = breaker
         self._catalog = catalog
         self._rehost = rehost
         self._leases = leases
@@ -99,6 +108,7 @@ class Driver:
             quality=generation.quality,
             n=generation.held_images,
         )
+        self._breaker.hear(outcome, sent_at=started)
         _observe(generation, outcome, time.monotonic() - started)
         if isinstance(outcome, Generated):
             return await self._take(generation, outcome)

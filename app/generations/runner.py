@@ -31,6 +31,7 @@ from app.errors import (
     Overloaded,
     RateLimitExceeded,
     TooManyInFlight,
+    error_of_code,
 )
 from app.generations import records, repeats
 from app.generations.driver import Driver
@@ -38,6 +39,7 @@ from app.generations.order import Order, PricedOrder, check
 from app.generations.records import Generation, Held, KeyNotLive, OverLimit
 from app.generations.repeats import Attempt, Joined, Known
 from app.generations.stores import Stores
+from app.upstream.breaker import Barred, Breaker
 from app.upstream.catalog import Catalog
 
 log = structlog.get_logger(__name__)
@@ -67,6 +69,7 @@ class Runner:
         database: Database,
         driver: Driver,
         stores: Stores,
+        breaker: Breaker,
         sandbox: bool,
         storage_prefix: str,
         pending_lease_seconds: float,
@@ -77,6 +80,7 @@ class Runner:
         self._database = database
         self._driver = driver
         self._stores = stores
+        self._breaker = breaker
         self._sandbox = sandbox
         self._storage_prefix = storage_prefix
         self._pending_lease_seconds = pending_lease_seconds
@@ -93,8 +97,8 @@ class Runner:
         """Hold the price and start a generation, or find the one that this order repeats.
 
         Returns once the price is held. Raises what order.check does, BudgetSpent, RateLimitExceeded, TooManyInFlight,
-        ApiKeyInvalid, IdempotencyKeyReused, Overloaded, StorageUnavailable or DatabaseUnavailable, and then nothing is
-        held.
+        ApiKeyInvalid, IdempotencyKeyReused, Overloaded, StorageUnavailable or DatabaseUnavailable, or, while the
+        breaker is open, UpstreamUnreachable, UpstreamAuthFailed or UpstreamBalanceExhausted; then nothing is held.
         """
         try:
             priced = check(order, self._catalog)
@@ -108,10 +112,11 @@ class Runner:
             raise
         self._slots_free -= 1
         self._pictures_in_flight += priced.n
+        admitted = self._breaker.admit()
         placed: asyncio.Future[Placed] = asyncio.get_running_loop().create_future()
         # The handler may be gone when this is set; asyncio would then complain of an error that nobody fetched.
         placed.add_done_callback(lambda done: done.cancelled() or done.exception())
-        self._own(self._reserve_and_drive(placed, caller, priced, attempt))
+        self._own(self._reserve_and_drive(placed, admitted, caller, priced, attempt))
         return await asyncio.shield(placed)
 
     async def wait(self, generation_id: UUID, user_id: UUID, *, seconds: float | None) -> Generation:
@@ -173,7 +178,8 @@ class Runner:
         in_flight = max(in_flight_before, self._pictures_in_flight)
         if pictures_max is not None and in_flight + pictures > pictures_max:
             return self._stores.refusal()
-        return None
+        barred = self._breaker.barred()
+        return _not_sent(barred) if barred else None
 
     async def _find_earlier(self, caller: Caller, order: Order, attempt: Attempt) -> Placed | None:
         """Return what a refused order repeats. One without a mark is not looked up: its refusal is to cost nothing."""
@@ -203,13 +209,19 @@ class Runner:
             await asyncio.sleep(_POLL_SECONDS)
 
     async def _reserve_and_drive(
-        self, placed: asyncio.Future[Placed], caller: Caller, order: PricedOrder, attempt: Attempt
+        self,
+        placed: asyncio.Future[Placed],
+        admitted: object | None,
+        caller: Caller,
+        order: PricedOrder,
+        attempt: Attempt,
     ) -> Generation | None:
         try:
             started = time.monotonic()
             held = await self._reserve_for(placed, caller, order, attempt)
             return await self._drive(held, started) if held else None
         finally:
+            self._breaker.give_back(admitted)
             self._slots_free += 1
             self._pictures_in_flight -= order.n
 
@@ -300,6 +312,15 @@ def _repeat(of: Known | Joined) -> Placed:
         raise IdempotencyKeyReused(parameter="Idempotency-Key")
     telemetry.repeats_total.labels("key").inc()
     return Placed(of.generation_id)
+
+
+def _not_sent(barred: Barred) -> AppError:
+    # What was drawn up for an order that failed reads as if this one had been sent.
+    messages = {
+        "upstream_unreachable": "The image provider has failed several times in a row, so orders wait until it is "
+        "well again. Nothing was ordered and nothing was charged. Try again.",
+    }
+    return error_of_code(barred.code)(messages.get(barred.code), retry_after_seconds=barred.retry_after_seconds)
 
 
 def _refusal(over: OverLimit) -> AppError:

@@ -45,6 +45,8 @@ SETTINGS: Mapping[str, Any] = {
     "database_timeout_seconds": 3,
     "drain_seconds": 20,
     "drain_notice_seconds": 0.2,
+    # Faults are ordered by the dozen: a breaker that opened would keep the others out.
+    "breaker_seconds": 0,
     "log_level": "DEBUG",
     "log_format": "json",
 }

@@ -25,6 +25,7 @@ from app.generations.stores import Stores
 from app.storage.base import ObjectMissing
 from app.storage.folder import FolderStorage
 from app.storage.s3 import S3Storage
+from app.upstream.breaker import Breaker
 from app.upstream.catalog import load_catalog
 from app.upstream.client import Upstream
 from app.upstream.download import Downloader
@@ -84,7 +85,14 @@ async def parts(database_url: str, sandbox: RunningSandbox, tmp_path: Path) -> A
     stores = make_stores(database, storage)
     rehost = Rehost(downloader=downloader, stores=stores, pixels_max=10**8, in_flight_max=4)
     leases = Leases(pending_seconds=2, generated_seconds=2, source_lifetime_seconds=3600)
-    driver = Driver(database=database, upstream=upstream, catalog=load_catalog(None), rehost=rehost, leases=leases)
+    driver = Driver(
+        database=database,
+        upstream=upstream,
+        breaker=Breaker(open_seconds=0),
+        catalog=load_catalog(None),
+        rehost=rehost,
+        leases=leases,
+    )
     async with database.transaction() as tx:
         caller = await make_caller(tx)
         await budgets.set_limits(tx, f"user:{caller.user_id}", {"images_total_max": 100})

@@ -24,6 +24,7 @@ from app.generations.rehost import Rehost
 from app.generations.stores import Stores
 from app.storage.base import ObjectMissing, StorageError
 from app.storage.folder import FolderStorage
+from app.upstream.breaker import Breaker
 from app.upstream.catalog import load_catalog
 from app.upstream.client import Upstream
 from app.upstream.download import Downloader
@@ -91,7 +92,14 @@ async def parts(database_url: str, sandbox: RunningSandbox, tmp_path: Path) -> A
     stores = make_stores(database, home)
     rehost = Rehost(downloader=downloader, stores=stores, pixels_max=10**8, in_flight_max=4)
     leases = Leases(pending_seconds=5, generated_seconds=5, source_lifetime_seconds=3600)
-    driver = Driver(database=database, upstream=upstream, catalog=load_catalog(None), rehost=rehost, leases=leases)
+    driver = Driver(
+        database=database,
+        upstream=upstream,
+        breaker=Breaker(open_seconds=0),
+        catalog=load_catalog(None),
+        rehost=rehost,
+        leases=leases,
+    )
     async with database.transaction() as tx:
         caller = await make_caller(tx)
     yield Parts(database, tmp_path / "home", home, stores, driver, caller)
