@@ -3,7 +3,7 @@
     python -m tests.faults.zygote    told what to do by lines of JSON, tells what happened by lines of JSON
 
 One process has imported the application and taken one order, so that nothing is cold; then it runs no thread and no
-loop, and forks. A replica is the real server of app/serve.py on a port of its own. A named point is a line of its log:
+loop, and forks. A replica is the real server of app/server.py on a port of its own. A named point is a line of its log:
 the product needs no hooks for it.
 """
 
@@ -26,7 +26,7 @@ import httpx
 import uvicorn
 
 from app.main import create_app
-from app.serve import run_worker
+from app.server import run_worker
 from app.settings import Settings
 from app.telemetry import configure_logging
 from app.wiring import Neighbours
