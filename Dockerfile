@@ -32,7 +32,7 @@ EXPOSE 8080
 # only adds the images in flight to the damage. /readyz is for the load balancer. No proxy of the environment is asked.
 HEALTHCHECK --interval=10s --timeout=6s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import http.client, os; asked = http.client.HTTPConnection('127.0.0.1', int(os.environ.get('PORT') or 8080), timeout=5); asked.request('GET', '/healthz'); raise SystemExit(asked.getresponse().status != 200)"]
-# Stopping waits for the images in flight, 340 seconds at most: docker stop --time 350.
+# Stopping gives 5 seconds of notice and waits for the images in flight, 340 at most: docker stop --time 350.
 STOPSIGNAL SIGTERM
 # Needs PUBLIC_URL, what permanent URLs begin with.
 CMD ["imagekeep", "serve", "--host", "0.0.0.0"]

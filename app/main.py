@@ -1,7 +1,7 @@
 """Which application does a server run: what is mounted where, and what stands around it?"""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -21,7 +21,7 @@ from app.api.surface import RequestContext
 from app.errors import NotFound
 from app.generations.recovery import recover_for_ever
 from app.settings import Settings
-from app.wiring import Neighbours, open_wiring
+from app.wiring import STAYING, Departure, Neighbours, open_wiring
 
 _EXPOSED = (
     "location",
@@ -34,17 +34,15 @@ _EXPOSED = (
 )
 
 
-def create_app(
-    settings: Settings, neighbours: Neighbours, *, stop_now: Callable[[], bool] = lambda: False
-) -> Starlette:
+def create_app(settings: Settings, neighbours: Neighbours, *, departure: Departure = STAYING) -> Starlette:
     """Return the whole service. Its lifespan opens what it shares, recovers in the background, and drains at the end.
 
-    `stop_now` is asked while draining: True cuts off what is still running.
+    `departure` tells how far the server that runs it is on its way out.
     """
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[dict[str, Any]]:
-        async with open_wiring(settings, neighbours) as wiring:
+        async with open_wiring(settings, neighbours, departure) as wiring:
             recovery = asyncio.create_task(
                 recover_for_ever(
                     wiring.database,
@@ -55,7 +53,7 @@ def create_app(
                 )
             )
             yield {"wiring": wiring}
-            await wiring.runner.drain(seconds=settings.drain_seconds, stop_now=stop_now)
+            await wiring.runner.drain(seconds=settings.drain_seconds, stop_now=departure.hurried)
             recovery.cancel()
             with suppress(asyncio.CancelledError):
                 await recovery
@@ -64,7 +62,7 @@ def create_app(
         lifespan=lifespan,
         # A path that no mount takes: one with a line break in it.
         exception_handlers={HTTPException: _render_not_found},
-        middleware=[Middleware(RequestContext, render=render_problem)],
+        middleware=[Middleware(RequestContext, render=render_problem, leaving=departure.announced)],
         routes=[
             *ops_routes(),
             # Images are open to every origin by themselves, so they stand outside the configured origins.

@@ -28,7 +28,7 @@ from app.main import create_app
 from app.preparation import ServeError
 from app.settings import Settings
 from app.telemetry import configure_logging
-from app.wiring import Neighbours
+from app.wiring import Departure, Neighbours
 
 log = structlog.get_logger(__name__)
 
@@ -37,18 +37,36 @@ BACKLOG = 2048
 _RESTART_PAUSE_SECONDS = 1.0
 _PR_SET_PDEATHSIG = 1
 
+# What a worker gets where nobody is to be given notice. Not SIGINT: the terminal sends that one too, and a second means
+# "now".
+_LEAVE_UNANNOUNCED = signal.SIGUSR1
+
 
 class _Server(uvicorn.Server):
-    """uvicorn, with an announcement once it answers, an end to its patience, and a second Ctrl-C that means "now"."""
+    """uvicorn, with an announcement once it answers, notice before it leaves, and an end to its patience.
 
-    def __init__(self, config: uvicorn.Config, *, announcement: str | None, drain_seconds: float) -> None:
+    SIGTERM gives notice: readiness is red from then on, and the port is open until the notice is over, so that whoever
+    sends us callers sees it and sends them elsewhere. Ctrl-C leaves at once, and a second one means "now".
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, *, announcement: str | None, notice_seconds: float, drain_seconds: float
+    ) -> None:
         super().__init__(config)
         self._announcement = announcement
+        self._notice_seconds = notice_seconds
         self._drain_seconds = drain_seconds
+        self._open_until = math.inf
         self._patient_until = math.inf
 
-    def hurried(self) -> bool:
-        """Whether what is still running is to be cut off."""
+    def departure(self) -> Departure:
+        """Return what tells the application how far this server is on its way out."""
+        return Departure(announced=self._announced, closed=lambda: self.should_exit, hurried=self._hurried)
+
+    def _announced(self) -> bool:
+        return self.should_exit or self._open_until < math.inf
+
+    def _hurried(self) -> bool:
         return self.force_exit or time.monotonic() > self._patient_until
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -57,17 +75,27 @@ class _Server(uvicorn.Server):
             print(self._announcement, flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        super().handle_exit(sig, frame)
+        now = time.monotonic()
+        notice_seconds = self._notice_seconds if sig == signal.SIGTERM and not self.should_exit else 0
+        if notice_seconds:
+            self._open_until = min(self._open_until, now + notice_seconds)
+        else:
+            # Ctrl-C while notice is given is a second word already.
+            self.should_exit = self._announced()
+            super().handle_exit(sig, frame)
         # uvicorn waits for the connections, and then the lifespan for the generations: this bounds both together.
-        self._patient_until = min(self._patient_until, time.monotonic() + self._drain_seconds)
+        self._patient_until = min(self._patient_until, now + notice_seconds + self._drain_seconds)
+
+    async def on_tick(self, counter: int) -> bool:
+        self.should_exit = self.should_exit or time.monotonic() > self._open_until
+        return await super().on_tick(counter)
 
 
 def serve_here(settings: Settings, neighbours: Neighbours, listener: socket.socket, announcement: str | None) -> None:
-    def stop_now() -> bool:
-        return server.hurried()
-
     config = uvicorn.Config(
-        create_app(settings, neighbours, stop_now=stop_now),
+        # Made when it is asked for: the application asks the server how far it is, and the server is made with it.
+        lambda: create_app(settings, neighbours, departure=server.departure()),
+        factory=True,
         lifespan="on",
         log_config=None,
         access_log=False,
@@ -75,7 +103,13 @@ def serve_here(settings: Settings, neighbours: Neighbours, listener: socket.sock
         backlog=BACKLOG,
         timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
     )
-    server = _Server(config, announcement=announcement, drain_seconds=settings.drain_seconds)
+    server = _Server(
+        config,
+        announcement=announcement,
+        notice_seconds=settings.drain_notice_seconds,
+        drain_seconds=settings.drain_seconds,
+    )
+    signal.signal(_LEAVE_UNANNOUNCED, server.handle_exit)
     # uvicorn raises the signal it obeyed once more when it has stopped; by default that would kill this process before
     # it has stopped what it started.
     for signal_number in (signal.SIGINT, signal.SIGTERM):
@@ -88,8 +122,10 @@ def serve_with_workers(
 ) -> None:
     stopping = threading.Event()
     hurried = threading.Event()
+    told: list[int] = []
 
     def on_signal(number: int, _: FrameType | None) -> None:
+        told.append(number)
         (hurried if stopping.is_set() and number == signal.SIGINT else stopping).set()
 
     for signal_number in (signal.SIGINT, signal.SIGTERM):
@@ -107,11 +143,14 @@ def serve_with_workers(
                     raise ServeError("A worker could not start; its own message stands above.")
                 prometheus_workers.mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
                 # A worker that can't start would be started a thousand times a second.
-                stopping.wait(_RESTART_PAUSE_SECONDS)
-                workers[place] = start(None)
+                if not stopping.wait(_RESTART_PAUSE_SECONDS):
+                    workers[place] = start(None)
+        word = signal.SIGTERM if told[0] == signal.SIGTERM else _LEAVE_UNANNOUNCED
         for worker in workers:
-            worker.terminate()
-        # While anybody listens, the kernel goes on taking connections, and nobody would answer them any more.
+            if worker.is_alive() and worker.pid:
+                os.kill(worker.pid, word)
+        # The port stays open while a worker holds it, as they do while they give notice. Held here too, the kernel
+        # would go on taking connections after them, and nobody would answer those.
         listener.close()
         while any(worker.is_alive() for worker in workers) and not hurried.is_set():
             time.sleep(0.05)
@@ -126,8 +165,8 @@ def _worker_starter(
 ) -> Callable[[str | None], SpawnProcess]:
     context = multiprocessing.get_context("spawn")
     # With a Postgres of ours a parent that is gone takes the database along, and nothing could be finished. With one
-    # that stays, workers stop answering and finish what was paid for.
-    last_word = signal.SIGKILL if settings.database_url is None else signal.SIGTERM
+    # that stays, workers stop answering and finish what was paid for; at once, for the next start wants the port.
+    last_word = signal.SIGKILL if settings.database_url is None else _LEAVE_UNANNOUNCED
 
     def start(announcement: str | None) -> SpawnProcess:
         worker = context.Process(

@@ -92,6 +92,7 @@ class Settings(BaseSettings):
     pending_lease_seconds: float = Field(330, gt=0)
     generated_lease_seconds: float = Field(90, gt=0)
     recovery_interval_seconds: float = Field(10, gt=0)
+    drain_notice_seconds: float = Field(5, ge=0)
     drain_seconds: float = Field(340, gt=0)
 
     # Repeats

@@ -1,6 +1,6 @@
 """How is it put together: what does a process open once and share, in which order, and what does it close?"""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +32,25 @@ class Neighbours:
     sandbox_url: str | None = None
 
 
+def _no() -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class Departure:
+    """How far this process is on its way out. Each is asked when it matters; none goes back to False."""
+
+    # It was told to stop. Orders are still taken, but whoever sends us callers is to see that and stop.
+    announced: Callable[[], bool] = _no
+    # The port is closed: who still has a connection orders elsewhere.
+    closed: Callable[[], bool] = _no
+    # What still runs is to be cut off.
+    hurried: Callable[[], bool] = _no
+
+
+STAYING = Departure()
+
+
 @dataclass(frozen=True)
 class Wiring:
     """Everything a process shares. Handlers and commands reach each part through it."""
@@ -43,6 +62,7 @@ class Wiring:
     breaker: Breaker
     driver: Driver
     runner: Runner
+    departure: Departure
 
     @property
     def home(self) -> Storage:
@@ -93,7 +113,9 @@ def sandbox_port_note(data_dir: Path) -> Path:
 
 
 @asynccontextmanager
-async def open_wiring(settings: Settings, neighbours: Neighbours) -> AsyncIterator[Wiring]:
+async def open_wiring(
+    settings: Settings, neighbours: Neighbours, departure: Departure = STAYING
+) -> AsyncIterator[Wiring]:
     """Open every part once and close all of them at the end, the last opened first. Raises CatalogError."""
     async with AsyncExitStack() as closing:
         catalog = load_catalog(settings.model_catalog)
@@ -136,8 +158,9 @@ async def open_wiring(settings: Settings, neighbours: Neighbours) -> AsyncIterat
             in_flight_max=settings.upstream_in_flight_max,
             catalog=catalog,
             join_within_seconds=settings.join_within_seconds,
+            closed=departure.closed,
         )
-        yield Wiring(settings, database, catalog, stores, breaker, driver, runner)
+        yield Wiring(settings, database, catalog, stores, breaker, driver, runner, departure)
 
 
 def _open_stores(settings: Settings, database: Database, closing: AsyncExitStack) -> Stores:

@@ -33,7 +33,8 @@ STOP_SECONDS_MAX = 30
 class Installation:
     """A folder that `imagekeep serve` is started in, again and again, and the process that runs there now, if one does.
 
-    The environment is PATH, PORT, no breaker (tests order faults one after another), and what the test gives.
+    The environment is PATH, PORT, and what the test gives; unless it says else, there is no notice before a stop, for
+    nobody sends callers here, and no breaker, for tests order faults one after another.
     Each start leads a session of its own, as in a terminal.
     """
 
@@ -42,7 +43,8 @@ class Installation:
         self.folder = folder.resolve()
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.env = {"PATH": os.environ["PATH"], "PORT": str(self.port), "BREAKER_SECONDS": "0", **env}
+        quiet = {"DRAIN_NOTICE_SECONDS": "0", "BREAKER_SECONDS": "0"}
+        self.env = {"PATH": os.environ["PATH"], "PORT": str(self.port), **quiet, **env}
         if "PYTHONPATH" in os.environ:
             # A copy of the code is being tried: without it the installed one would run.
             self.env["PYTHONPATH"] = os.environ["PYTHONPATH"]

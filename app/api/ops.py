@@ -35,13 +35,16 @@ async def tell_alive(request: Request) -> Response:
 
 
 async def tell_ready(request: Request) -> Response:
-    """Answer 200 when orders would be taken, 503 when not, with each part's state.
+    """Answer 200 when orders would be taken, 503 when not, with each part's state, or from when it is told to stop.
 
     Upstream is not asked, and what this process heard of it last is told without counting: no other replica has another
     upstream to send orders to. Storage is shared by all replicas as well: while the spool takes its place, a load
     balancer that left all of them out would make an outage that no caller need notice.
     """
     wiring: Wiring = request.state.wiring
+    if wiring.departure.announced():
+        # At once, and whatever the others say: from here on every caller is better off elsewhere.
+        return JSONResponse({"status": "draining"}, status_code=503)
     database, storage = await asyncio.gather(_database_state(wiring), _storage_state(wiring))
     ready = database == "ok" and storage in ("ok", _SPOOLING)
     answer = {"status": "ok" if ready else "not ready", "database": database, "storage": storage}

@@ -196,9 +196,11 @@ class RequestContext:
     An error that comes out of the application was answered and logged by the surface it happened on, so it ends here.
     """
 
-    def __init__(self, app: ASGIApp, *, render: Render) -> None:
+    def __init__(self, app: ASGIApp, *, render: Render, leaving: Callable[[], bool]) -> None:
+        """`leaving` tells whether clients are to open their next connection elsewhere."""
         self._app = app
         self._render = render
+        self._leaving = leaving
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -213,7 +215,11 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                if self._leaving():
+                    # A kept connection that is closed under a request in flight looks like an order that was lost.
+                    headers["connection"] = "close"
             try:
                 await send(message)
             except RuntimeError as error:

@@ -46,6 +46,7 @@ log = structlog.get_logger(__name__)
 
 _POLL_SECONDS = 0.5
 _OVERLOADED_RETRY_SECONDS = 2
+_STOPPING = "This process is being stopped. Nothing was charged; try again, and another one answers."
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,9 @@ class Runner:
         in_flight_max: int,
         catalog: Catalog,
         join_within_seconds: float,
+        closed: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`closed` tells that this process takes no new order any more, though it still answers."""
         self._database = database
         self._driver = driver
         self._stores = stores
@@ -88,6 +91,7 @@ class Runner:
         self._catalog = catalog
         self._join_within_seconds = join_within_seconds
         self._pictures_in_flight = 0
+        self._closed = closed
         # By user too: a waiter must not learn from the time it takes that somebody else's generation exists.
         self._running: dict[tuple[UUID, UUID], asyncio.Task[Any]] = {}
         self._owned: set[asyncio.Task[Any]] = set()
@@ -173,7 +177,9 @@ class Runner:
             pictures_max = await self._stores.pictures_max()
         except DatabaseUnavailable as error:
             return error
-        if self._slots_free <= 0 or self._draining:
+        if self._closed() or self._draining:
+            return Overloaded(_STOPPING, retry_after_seconds=_OVERLOADED_RETRY_SECONDS)
+        if self._slots_free <= 0:
             return Overloaded(retry_after_seconds=_OVERLOADED_RETRY_SECONDS)
         in_flight = max(in_flight_before, self._pictures_in_flight)
         if pictures_max is not None and in_flight + pictures > pictures_max:

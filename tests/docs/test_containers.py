@@ -281,9 +281,11 @@ def test_the_published_port_is_the_images(services: Any) -> None:
 
 
 def test_stopping_leaves_time_to_drain(services: Any) -> None:
-    drain_seconds = Settings.model_fields["drain_seconds"].default
+    settings = Settings.model_fields
+    stop_seconds = settings["drain_notice_seconds"].default + settings["drain_seconds"].default
 
-    assert int(services["imagekeep"]["stop_grace_period"].removesuffix("s")) > drain_seconds
+    assert int(services["imagekeep"]["stop_grace_period"].removesuffix("s")) > stop_seconds
+    assert int(re.findall(r"TimeoutStopSec=(\d+)", read("docs/operations.md"))[0]) > stop_seconds
 
 
 def test_every_image_is_pinned(services: Any) -> None:
