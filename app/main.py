@@ -18,6 +18,7 @@ from app.api.files import create_files
 from app.api.native import create_native, render_problem
 from app.api.ops import ops_routes
 from app.api.surface import RequestContext
+from app.api.unread import UnreadBody
 from app.errors import NotFound
 from app.generations.recovery import recover_for_ever
 from app.settings import Settings
@@ -62,7 +63,10 @@ def create_app(settings: Settings, neighbours: Neighbours, *, departure: Departu
         lifespan=lifespan,
         # A path that no mount takes: one with a line break in it.
         exception_handlers={HTTPException: _render_not_found},
-        middleware=[Middleware(RequestContext, render=render_problem, leaving=departure.announced)],
+        middleware=[
+            Middleware(RequestContext, render=render_problem, leaving=departure.announced),
+            Middleware(UnreadBody),
+        ],
         routes=[
             *ops_routes(),
             # Images are open to every origin by themselves, so they stand outside the configured origins.

@@ -77,6 +77,7 @@ class Settings(BaseSettings):
     workers: int = Field(1, ge=1, le=64)
     cors_origins: str = ""
     request_bytes_max: int = Field(65_536, ge=1_024)
+    waiters_max: int = Field(1_024, ge=0)
 
     # Rehosting
     allow_private_image_hosts: bool = False

@@ -49,6 +49,7 @@ refusals_total = Counter(
 repeats_total = Counter(
     "imagekeep_repeats_total", "Orders answered with an earlier generation, by how they were recognised.", ["by"]
 )
+waiters = Gauge("imagekeep_waiters", "Clients that wait for generations ordered before.", multiprocess_mode="livesum")
 breaker_open = Gauge(
     "imagekeep_breaker_open",
     "Processes that send no order because upstream is not well, a probe now and then aside.",

@@ -158,6 +158,7 @@ async def open_wiring(
             in_flight_max=settings.upstream_in_flight_max,
             catalog=catalog,
             join_within_seconds=settings.join_within_seconds,
+            waiters_max=settings.waiters_max,
             closed=departure.closed,
         )
         yield Wiring(settings, database, catalog, stores, breaker, driver, runner, departure)

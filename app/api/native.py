@@ -19,6 +19,7 @@ from app.accounts.budgets import Gauge, gauges_of
 from app.api.auth import Authenticated
 from app.api.files import stream_image
 from app.api.native_schema import CallerAnswer, CatalogAnswer, GenerationAnswer, PageAnswer, answers, finished
+from app.api.overload import Ordering, unless_crowded
 from app.api.prefer import Preference, read_idempotency_key, read_preference, read_retry_count
 from app.api.quota import quota_headers, refusal_headers
 from app.api.surface import answering, create_surface, error_headers, parse_json, read_body, request_id_of, wiring_of
@@ -91,16 +92,20 @@ def create_native() -> FastAPI:
     return app
 
 
-async def order_image(request: Request, caller: Authenticated) -> Response:
+async def order_image(request: Request, caller: Ordering) -> Response:
     """Order an image, wait for it, and answer with its permanent URL. See docs/api.md."""
     wiring = wiring_of(request)
     preference = read_preference(request)
     attempt = Attempt(read_idempotency_key(request), read_retry_count(request), request_id_of(request))
     asked = parse_json(await read_body(request, bytes_max=wiring.settings.request_bytes_max), ImageOrder)
     placed = await wiring.runner.place(caller, Order(**asked.model_dump()), attempt)
+    if placed.known:
+        preference = unless_crowded(request, preference)
     try:
         async with answering(request, or_else=partial(wiring.runner.leave_unanswered, placed)):
-            generation = await wiring.runner.wait(placed.generation_id, caller.user_id, seconds=preference.wait_seconds)
+            generation = await wiring.runner.wait(
+                placed.generation_id, caller.user_id, seconds=preference.wait_seconds, has_slot=not placed.known
+            )
     except (DatabaseUnavailable, InternalError) as error:
         # It is paid for, or about to be: an answer that invites another try would be paid for twice.
         raise AnswerUnavailable(details={"id": str(placed.generation_id)}) from error
@@ -109,13 +114,16 @@ async def order_image(request: Request, caller: Authenticated) -> Response:
 
 async def get_generation(request: Request, generation_id: str, caller: Authenticated) -> Response:
     """Tell how a generation stands. `Prefer: wait=N` waits up to N seconds for its end."""
-    preference = read_preference(request)
+    preference = unless_crowded(request, read_preference(request))
     generation = await wiring_of(request).runner.wait(
         _uuid(generation_id), caller.user_id, seconds=preference.wait_seconds or 0
     )
     if generation.deleted_at is not None:
         raise ImageDeleted
-    return JSONResponse(_generation_json(request, generation), headers=_NO_STORE | preference.applied)
+    headers = _NO_STORE | preference.applied
+    if generation.state in records.RUNNING:
+        headers["retry-after"] = str(_RUNNING_RETRY_SECONDS)
+    return JSONResponse(_generation_json(request, generation), headers=headers)
 
 
 async def list_generations(

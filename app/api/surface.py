@@ -29,6 +29,7 @@ from app.errors import (
     MethodNotAllowed,
     MissingParameter,
     NotFound,
+    Overloaded,
     UnsupportedParameter,
 )
 from app.wiring import Wiring
@@ -73,7 +74,8 @@ def create_surface(render: Render, **options: Any) -> FastAPI:
 
     async def on_app_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, AppError)
-        if error.status >= 500:
+        # A crowd that is refused has a line for each request, and a metric; twice as many tell nothing more.
+        if error.status >= 500 and not isinstance(error, Overloaded):
             log.warning("refused", code=error.code, detail=error.message)
         return render(request, error)
 

@@ -7,7 +7,8 @@ runner's own, and a handler only waits for it. A client that leaves changes noth
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -17,41 +18,40 @@ import structlog
 from uuid_utils.compat import uuid7
 
 from app import telemetry
-from app.accounts.budgets import Gauge, in_usd
+from app.accounts.budgets import Gauge
 from app.accounts.keys import Caller
 from app.database.pool import Database
 from app.errors import (
     ApiKeyInvalid,
     AppError,
-    BudgetSpent,
     DatabaseUnavailable,
     IdempotencyKeyReused,
     InternalError,
     NotFound,
     Overloaded,
-    RateLimitExceeded,
-    TooManyInFlight,
-    error_of_code,
 )
 from app.generations import records, repeats
 from app.generations.driver import Driver
 from app.generations.order import Order, PricedOrder, check
 from app.generations.records import Generation, Held, KeyNotLive, OverLimit
+from app.generations.refusals import not_sent, over_limit, overloaded
 from app.generations.repeats import Attempt, Joined, Known
 from app.generations.stores import Stores
-from app.upstream.breaker import Barred, Breaker
+from app.generations.waiting import Watch
+from app.upstream.breaker import Breaker
 from app.upstream.catalog import Catalog
 
 log = structlog.get_logger(__name__)
 
-_POLL_SECONDS = 0.5
-_OVERLOADED_RETRY_SECONDS = 2
+# What a full process looks up at a time for orders that may be repeats: a few for each connection to the database.
+_REPEATS_ARRIVING_MAX = 32
+_LEAVE_AGAIN_SECONDS = 0.5
 _STOPPING = "This process is being stopped. Nothing was charged; try again, and another one answers."
 
 
 @dataclass(frozen=True)
 class Placed:
-    """An order that was taken. `gauges` are empty for a repeat, which is charged nothing.
+    """An order that was taken. A repeat, whose order was `known`, is charged nothing and has no `gauges`.
 
     `repeats` tells how many repeats its generation had then; None where none may join, because it has a key.
     """
@@ -59,6 +59,7 @@ class Placed:
     generation_id: UUID
     gauges: tuple[Gauge, ...] = ()
     repeats: int | None = None
+    known: bool = False
 
 
 class Runner:
@@ -77,6 +78,7 @@ class Runner:
         in_flight_max: int,
         catalog: Catalog,
         join_within_seconds: float,
+        waiters_max: int,
         closed: Callable[[], bool] = lambda: False,
     ) -> None:
         """`closed` tells that this process takes no new order any more, though it still answers."""
@@ -92,6 +94,10 @@ class Runner:
         self._join_within_seconds = join_within_seconds
         self._pictures_in_flight = 0
         self._closed = closed
+        self._watch = Watch(database)
+        self._waiters_max = waiters_max
+        self._waiters = 0
+        self._arriving = 0
         # By user too: a waiter must not learn from the time it takes that somebody else's generation exists.
         self._running: dict[tuple[UUID, UUID], asyncio.Task[Any]] = {}
         self._owned: set[asyncio.Task[Any]] = set()
@@ -123,12 +129,50 @@ class Runner:
         self._own(self._reserve_and_drive(placed, admitted, caller, priced, attempt))
         return await asyncio.shield(placed)
 
-    async def wait(self, generation_id: UUID, user_id: UUID, *, seconds: float | None) -> Generation:
+    @contextmanager
+    def arriving(self, *, may_be_repeat: bool) -> Iterator[None]:
+        """Count an order while it is found out whose it is, or raise Overloaded at once. Asks nobody.
+
+        No more may arrive than slots are free: a slot that came free while a thousand wait outside would let all of
+        them in, to queue for the database. Repeats need no slot, so a few arrive beside them.
+        """
+        most = max(0, self._slots_free) + (_REPEATS_ARRIVING_MAX if may_be_repeat else 0)
+        refusal = None if may_be_repeat else self._refuse_full()
+        if self._arriving >= most:
+            refusal = refusal or overloaded()
+        if refusal is not None:
+            telemetry.refusals_total.labels(refusal.code, "").inc()
+            raise refusal
+        self._arriving += 1
+        try:
+            yield
+        finally:
+            self._arriving -= 1
+
+    @property
+    def crowded(self) -> bool:
+        """Whether as many clients wait as may, not counting those whose own order has a slot."""
+        return self._waiters >= self._waiters_max
+
+    async def wait(
+        self, generation_id: UUID, user_id: UUID, *, seconds: float | None, has_slot: bool = False
+    ) -> Generation:
         """Return a generation of this user once it has ended, or as it stands after `seconds`.
 
         None waits as long as its runner works on it; one that was left to recovery is returned as it stands. Raises
-        NotFound for another user's, as for one that never was.
+        NotFound for another user's, as for one that never was. Who waits is counted for `crowded`, unless the order
+        `has_slot`, which bounds their number by itself.
         """
+        counted = int(seconds != 0 and not has_slot)
+        self._waiters += counted
+        telemetry.waiters.inc(counted)
+        try:
+            return await self._wait(generation_id, user_id, seconds=seconds)
+        finally:
+            self._waiters -= counted
+            telemetry.waiters.dec(counted)
+
+    async def _wait(self, generation_id: UUID, user_id: UUID, *, seconds: float | None) -> Generation:
         deadline = None if seconds is None else time.monotonic() + seconds
         task = self._running.get((user_id, generation_id))
         if task is not None:
@@ -140,11 +184,13 @@ class Runner:
                 generation = await records.find(connection, generation_id, user_id=user_id)
             if generation is None:
                 raise NotFound("There is no such generation.")
-            remaining_seconds = _POLL_SECONDS if deadline is None else deadline - time.monotonic()
-            left_to_recovery = deadline is None and generation.attempts > 0
-            if generation.ended or left_to_recovery or remaining_seconds <= 0:
+            remaining_seconds = None if deadline is None else deadline - time.monotonic()
+            left_to_recovery = remaining_seconds is None and generation.attempts > 0
+            if generation.ended or left_to_recovery or (remaining_seconds is not None and remaining_seconds <= 0):
                 return generation
-            await asyncio.sleep(min(_POLL_SECONDS, remaining_seconds))
+            await self._watch.sign(
+                generation_id, or_left_to_recovery=remaining_seconds is None, seconds=remaining_seconds
+            )
 
     def leave_unanswered(self, placed: Placed) -> None:
         """Write down, in the background, that the client of this order has no answer, so that its repeat joins."""
@@ -177,15 +223,20 @@ class Runner:
             pictures_max = await self._stores.pictures_max()
         except DatabaseUnavailable as error:
             return error
-        if self._closed() or self._draining:
-            return Overloaded(_STOPPING, retry_after_seconds=_OVERLOADED_RETRY_SECONDS)
-        if self._slots_free <= 0:
-            return Overloaded(retry_after_seconds=_OVERLOADED_RETRY_SECONDS)
+        if (refusal := self._refuse_full()) is not None:
+            return refusal
         in_flight = max(in_flight_before, self._pictures_in_flight)
         if pictures_max is not None and in_flight + pictures > pictures_max:
             return self._stores.refusal()
         barred = self._breaker.barred()
-        return _not_sent(barred) if barred else None
+        return not_sent(barred) if barred else None
+
+    def _refuse_full(self) -> Overloaded | None:
+        if self._closed() or self._draining:
+            return overloaded(_STOPPING)
+        if self._slots_free <= 0:
+            return overloaded()
+        return None
 
     async def _find_earlier(self, caller: Caller, order: Order, attempt: Attempt) -> Placed | None:
         """Return what a refused order repeats. One without a mark is not looked up: its refusal is to cost nothing."""
@@ -212,7 +263,7 @@ class Runner:
                 if self._draining or time.monotonic() > give_up_at:
                     log.warning("departure_not_noted", generation_id=str(generation_id))
                     return
-            await asyncio.sleep(_POLL_SECONDS)
+            await asyncio.sleep(_LEAVE_AGAIN_SECONDS)
 
     async def _reserve_and_drive(
         self,
@@ -248,7 +299,7 @@ class Runner:
             if isinstance(answer, Known | Joined):
                 placed.set_result(_repeat(answer))
                 return None
-            raise _refusal(answer) if isinstance(answer, OverLimit) else ApiKeyInvalid
+            raise over_limit(answer) if isinstance(answer, OverLimit) else ApiKeyInvalid
         except AppError as error:
             telemetry.refusals_total.labels(error.code, error.details.get("limit", "")).inc()
             placed.set_exception(error)
@@ -313,42 +364,8 @@ def _result(task: asyncio.Task[Any]) -> Generation:
 def _repeat(of: Known | Joined) -> Placed:
     if isinstance(of, Joined):
         telemetry.repeats_total.labels("join").inc()
-        return Placed(of.generation_id, repeats=of.repeats)
+        return Placed(of.generation_id, repeats=of.repeats, known=True)
     if not of.same_order:
         raise IdempotencyKeyReused(parameter="Idempotency-Key")
     telemetry.repeats_total.labels("key").inc()
-    return Placed(of.generation_id)
-
-
-def _not_sent(barred: Barred) -> AppError:
-    # What was drawn up for an order that failed reads as if this one had been sent.
-    messages = {
-        "upstream_unreachable": "The image provider has failed several times in a row, so orders wait until it is "
-        "well again. Nothing was ordered and nothing was charged. Try again.",
-    }
-    return error_of_code(barred.code)(messages.get(barred.code), retry_after_seconds=barred.retry_after_seconds)
-
-
-def _refusal(over: OverLimit) -> AppError:
-    gauge = over.gauge
-    scope = gauge.scope.partition(":")[0]
-    details = {"limit": gauge.name, "scope": scope, "maximum": gauge.maximum}
-    whose = {"all": "This installation's", "key": "This API key's", "user": "Your"}[scope]
-    if gauge.name == "in_flight":
-        message = f"{whose} limit of {gauge.maximum} generations in flight is reached. Try again when one has ended."
-        return TooManyInFlight(message, retry_after_seconds=gauge.resets_in_seconds, details=details)
-    if gauge.name == "requests_per_minute":
-        message = f"{whose} limit of {gauge.maximum} orders a minute is reached."
-        return RateLimitExceeded(message, retry_after_seconds=min(60, gauge.resets_in_seconds or 60), details=details)
-    what = {
-        "images_per_day": f"images a day: {gauge.maximum}",
-        "images_per_month": f"images a month: {gauge.maximum}",
-        "images_total": f"images in total: {gauge.maximum}",
-        "micros_per_month": f"USD a month: {in_usd(gauge.maximum)}",
-    }[gauge.name]
-    when = "" if gauge.resets_in_seconds is None else " It begins anew at the next UTC midnight."
-    if gauge.name.endswith("_month"):
-        when = " It begins anew on the first of next month, UTC."
-    return BudgetSpent(
-        f"{whose} budget is used up ({what}).{when}", retry_after_seconds=gauge.resets_in_seconds, details=details
-    )
+    return Placed(of.generation_id, known=True)
