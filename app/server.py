@@ -114,6 +114,7 @@ def serve_here(settings: Settings, neighbours: Neighbours, listener: socket.sock
     # it has stopped what it started.
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signal_number, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     server.run(sockets=[listener])
 
 
@@ -172,7 +173,13 @@ def _worker_starter(
         worker = context.Process(
             target=run_worker, args=(settings, neighbours, listener, announcement, os.getpid(), last_word)
         )
-        worker.start()
+        # A worker begins with SIGINT blocked, and keeps it so until it can obey: a Ctrl-C in the second that its
+        # imports take would else end in a traceback.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            worker.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return worker
 
     return start

@@ -248,7 +248,7 @@ def test_a_person_settles_what_is_unknown_by_what_the_account_says(running: Inst
     running.ask("users", "add", "bob", "--images-per-day", "9")
     running.ask("limits", "--images-total", "999")
     key = running.ask("keys", "create", "bob")["key"]
-    ids = [order(running, key, "a fox [[drop]]").json()["id"] for _ in range(2)]
+    ids = [order(running, key, f"{animal} [[drop]]").json()["id"] for animal in ("a fox", "a hare")]
     listed = running.ask("generations", "list", "--state", "unknown", "--user", "bob")
     assert [(row["id"], row["held_micros"], row["settled_micros"]) for row in listed] == [
         (generation_id, PRICE_MICROS, None) for generation_id in reversed(ids)

@@ -228,11 +228,11 @@ def test_recovery_goes_on_when_the_database_takes_writes_again(
 
 def test_a_crash_of_ours_is_told_in_the_same_form_and_tells_nothing(service: Service) -> None:
     service.order("a red fox")
-    service.rows("ALTER TABLE images RENAME TO images_gone")
+    service.rows("ALTER TABLE images RENAME COLUMN width TO images_gone")
     try:
         answer = service.client.get("/images")
     finally:
-        service.rows("ALTER TABLE images_gone RENAME TO images")
+        service.rows("ALTER TABLE images RENAME COLUMN images_gone TO width")
 
     assert_problem(answer, 500, "internal_error")
     assert answer.headers["x-should-retry"] == "false"

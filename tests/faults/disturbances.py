@@ -7,6 +7,7 @@ import asyncio
 import json
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import psycopg
 
@@ -130,13 +131,12 @@ async def _order_in_halves(
     try:
         async with asyncio.timeout(_ANSWER_SECONDS):
             reader, writer = await asyncio.open_connection("127.0.0.1", replica.port)
-            writer.write(head.encode() + b"\r\nconnection: close\r\n\r\n" + body[:20])
-            await writer.drain()
-            await asyncio.sleep(_HALF_SENT_SECONDS)
     except (OSError, TimeoutError):
         return
-    await in_between()
     try:
+        writer.write(head.encode() + b"\r\nconnection: close\r\n\r\n" + body[:20])
+        await asyncio.sleep(_HALF_SENT_SECONDS)
+        await in_between()
         async with asyncio.timeout(_ANSWER_SECONDS):
             writer.write(body[20:])
             status_line = await reader.readline()
@@ -145,4 +145,7 @@ async def _order_in_halves(
     except (OSError, TimeoutError) as error:
         asked.unanswered.append(repr(error))
     finally:
+        # Also when this is cancelled half-way: what the loop still has open at its end is a warning, and those fail.
         writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
