@@ -20,9 +20,14 @@ from typing import Any
 import aiohttp
 
 from app.database.embedded import open_embedded
+from tests.faults.frame import Figures, Piece
 from tests.installation import Installation, beside, running_installation
 from tests.sandbox_server import running_sandbox
 from tests.service import rows
+
+CLIENTS, SLOTS = 1_000, 64
+REFUSED_P99_MS_MAX = 100
+RSS_AFTER_MAX = 1.1
 
 # What upstream takes, at the least and at the most: slots come free all the time, and never for everybody.
 UPSTREAM_SECONDS = (1.0, 3.0)
@@ -66,6 +71,28 @@ class _Seen:
     refused_seconds: list[float]
     late_seconds: list[float]
     cpu_seconds: float
+
+
+def crowd(piece: Piece) -> Figures:
+    """1,000 clients on 64 slots, for `times` seconds."""
+    seen = overload(clients=CLIENTS, slots=SLOTS, seconds=piece.times, seed=piece.seed, folder=piece.folder)
+    broken = [f"{count} answers were {surprise}" for surprise, count in seen.surprises.items()]
+    if seen.refused_p99_ms > REFUSED_P99_MS_MAX:
+        broken.append(f"the p99 of the refusals is {seen.refused_p99_ms:.0f} ms")
+    if seen.rss_after_mib > seen.rss_before_mib * RSS_AFTER_MAX:
+        broken.append(f"memory was {seen.rss_before_mib:.0f} MiB before and is {seen.rss_after_mib:.0f} MiB after")
+    if seen.unfinished or seen.differences:
+        broken.append(f"{seen.unfinished} orders that were taken did not complete, {seen.differences} budgets differ")
+    measured = {
+        "p50 ms of a refusal": seen.refused_p50_ms,
+        "p99 ms of a refusal": seen.refused_p99_ms,
+        "p99 ms as the service saw it": seen.service_p99_ms,
+        "p99 ms the clients were late": seen.clients_late_p99_ms,
+        "RSS MiB before": seen.rss_before_mib,
+        "RSS MiB at most": seen.rss_highest_mib,
+        "RSS MiB after": seen.rss_after_mib,
+    }
+    return Figures({"asked": seen.asked, "refused": seen.refused, "completed": seen.completed}, measured, tuple(broken))
 
 
 def overload(*, clients: int, slots: int, seconds: float, seed: int, folder: Path) -> Overload:

@@ -4,6 +4,7 @@ from tests.faults.frame import Part
 from tests.faults.freezes import freezes
 from tests.faults.hostile_input import schemathesis_cases
 from tests.faults.kills import crashes, kills, kills_s3, points
+from tests.faults.overload import crowd
 from tests.faults.planted import BUGS, plant
 from tests.faults.race import race
 from tests.faults.rolls import rolls
@@ -75,6 +76,14 @@ PARTS: tuple[Part, ...] = (
         pieces=40,
         times=2_500,
         times_short=800,
+    ),
+    Part(
+        "overload",
+        "1,000 clients on 64 slots: refusals come fast, what was taken completes, memory comes back",
+        crowd,
+        pieces=3,
+        times=60,
+        times_short=0,
     ),
     Part(
         "hostile",

@@ -132,5 +132,7 @@ def _busy(stage: Stage) -> bool:
         stage.rows(
             "SELECT id FROM generations WHERE state IN ('pending', 'generated')"
             " UNION ALL SELECT generation_id FROM images WHERE deleted_at IS NOT NULL AND erased_at IS NULL"
+            # On its way home.
+            " UNION ALL SELECT generation_id FROM images WHERE storage = 'spool' AND deleted_at IS NULL"
         )
     )
