@@ -166,3 +166,12 @@ def test_a_page_names_no_metric_that_is_not_there(page: str) -> None:
 
 def test_the_rule_for_secret_scanners_is_the_form_of_our_keys() -> None:
     assert f"regex = '''{KEY_PATTERN}'''" in read("docs/operations.md")
+
+
+def test_every_test_that_the_reliability_page_calls_as_a_witness_is_there() -> None:
+    named = re.findall(r"\[[^]]+\]\(\.\./(tests/[^)]+)\) `(test_\w+)`", (ROOT / "docs/reliability.md").read_text())
+
+    missing = [(file, test) for file, test in named if f"def {test}(" not in (ROOT / file).read_text()]
+
+    assert len(named) >= 35
+    assert missing == []
