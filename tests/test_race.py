@@ -57,7 +57,7 @@ async def test_four_hundred_orders_on_a_quota_of_one_hundred_make_exactly_one_hu
 async def race(installation: Installation, key: str, sandbox: RunningSandbox) -> list[httpx.Response]:
     """All orders on connections of their own, nearly all of them at once; the answers of the clients that waited."""
     at_work = asyncio.Event()
-    leavers = [order_and_leave(installation.port, key, at_work) for _ in range(LEAVE_LATER)]
+    leavers = [order_and_leave(installation.port, key, at_work, number) for number in range(LEAVE_LATER)]
     leaving = asyncio.gather(*leavers)
     await until_asked(sandbox, LEAVE_LATER)
     limits = httpx.Limits(max_connections=ORDERS, max_keepalive_connections=0)
@@ -68,7 +68,9 @@ async def race(installation: Installation, key: str, sandbox: RunningSandbox) ->
         staying = [
             client.post("/images", json={"prompt": "a fox"}) for _ in range(ORDERS - LEAVE_LATER - LEAVE_AT_ONCE)
         ]
-        at_once = [order_and_leave(installation.port, key, None) for _ in range(LEAVE_AT_ONCE)]
+        at_once = [
+            order_and_leave(installation.port, key, None, LEAVE_LATER + number) for number in range(LEAVE_AT_ONCE)
+        ]
         racing = asyncio.gather(asyncio.gather(*staying), asyncio.gather(*at_once))
         at_work.set()
         answers, _ = await racing
@@ -76,9 +78,10 @@ async def race(installation: Installation, key: str, sandbox: RunningSandbox) ->
     return answers
 
 
-async def order_and_leave(port: int, key: str, leave: asyncio.Event | None) -> None:
+async def order_and_leave(port: int, key: str, leave: asyncio.Event | None, number: int) -> None:
     """Send a whole order and close the socket, at once or when told to, as a browser does whose tab is closed."""
-    body = json.dumps({"prompt": "a hare"})
+    # One that orders the same as somebody who has left would be answered with that one's image.
+    body = json.dumps({"prompt": f"hare {number}"})
     _, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(
         f"POST /images HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAuthorization: Bearer {key}\r\n"
