@@ -74,7 +74,8 @@ class Model:
 
 async def walk_statements(database_url: str, *, steps: int, seed: int) -> "Walk":
     """Walk so many steps on an empty database, and return where that led. AssertionError at the first disagreement."""
-    database = Database(database_url, connections_max=2, timeout_seconds=10)
+    # One connection is lent for the whole walk.
+    database = Database(database_url, connections_max=2, timeout_seconds=3600)
     try:
         async with database.statement() as connection:
             walk = Walk(random.Random(seed), database, connection)
