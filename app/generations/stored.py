@@ -19,6 +19,7 @@ from app.database.tables import images
 from app.generations.findings import Checked, Finding, Untold, Violation
 from app.generations.records import RUNNING
 from app.generations.rehost import EXTENSIONS
+from app.generations.spool import SPOOL
 from app.storage.base import CannotTell, ListedObject, ObjectMissing, Storage
 
 _PAGE_ROWS = 1000
@@ -298,14 +299,16 @@ _OWNERS = """
 SELECT k.key, bool_or(i.id IS NOT NULL) AS named, (array_agg(g.id) FILTER (WHERE g.id IS NOT NULL))[1] AS generation_id,
     max(g.state) AS state
 FROM unnest(CAST(:keys AS text[]), CAST(:stems AS text[])) AS k(key, stem)
-LEFT JOIN images i ON i.storage = :storage AND i.storage_key COLLATE "C" = k.key
+-- A put that answered too late left its object here and its picture in the spool, which will put it here again.
+LEFT JOIN images i ON i.storage IN (:storage, :spool) AND i.storage_key COLLATE "C" = k.key
 LEFT JOIN generations g ON g.storage_stem = k.stem
 GROUP BY k.key"""
 
 
 async def _owners(database: Database, storage: str, keys: Sequence[str]) -> Mapping[str, _Owner]:
     asked = [(key, stem) for key in keys for stem in _stems(key)]
-    parameters = {"storage": storage, "keys": [key for key, _ in asked], "stems": [stem for _, stem in asked]}
+    keys_asked, stems_asked = [key for key, _ in asked], [stem for _, stem in asked]
+    parameters = {"storage": storage, "spool": SPOOL, "keys": keys_asked, "stems": stems_asked}
     async with database.statement() as connection:
         rows = (await connection.execute(text(_OWNERS), parameters)).mappings().all()
     return {row["key"]: _Owner(row["named"], row["generation_id"], row["state"]) for row in rows}

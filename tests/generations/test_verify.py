@@ -288,6 +288,16 @@ async def test_objects_that_no_row_knows_are_told_with_whose_they_were(books: Bo
     assert details[vanished].endswith("of no generation")
 
 
+async def test_what_a_late_put_left_of_a_picture_in_the_spool_is_no_orphan(books: Books, storage: Storage) -> None:
+    kept = await books.keep(storage)
+    await books.execute("UPDATE images SET storage = 'spool'")
+
+    report = await books.verify(storage)
+
+    assert await storage.head(kept.images[0].storage_key)
+    assert told(report) == []
+
+
 async def test_the_object_of_a_running_generation_is_no_orphan(books: Books, storage: Storage) -> None:
     running = await books.hold()
     await storage.put(f"{running.storage_stem}-0.png", PICTURE, content_type="image/png")
