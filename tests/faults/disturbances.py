@@ -22,12 +22,15 @@ from tests.faults.told import Asked, Told
 _HALF_SENT_SECONDS = 0.15
 _ANSWER_SECONDS = 5
 _PAUSE_SECONDS = 0.3, 0.8
+_AWAY_SECONDS = 1.0, 4.0
 
 
 async def disturb(stage: Stage, fleet: Fleet, load: Load, *, seed: int) -> None:
     """Switch a user off and on, revoke keys in the middle of their orders, let years pass, recount, until cancelled."""
     chance = random.Random(seed)
-    turns = (revoke_amid_an_order, let_years_pass, disable_amid_an_order, recount)
+    turns = [revoke_amid_an_order, let_years_pass, disable_amid_an_order, recount]
+    if stage.s3 is not None:
+        turns.append(take_storage_away)
     while True:
         for turn in turns:
             await asyncio.sleep(chance.uniform(*_PAUSE_SECONDS))
@@ -74,6 +77,17 @@ async def let_years_pass(stage: Stage, fleet: Fleet, load: Load, chance: random.
         for table in ("generations", "budgets"):
             await connection.execute(f"UPDATE {table} SET day = day - interval '4 years'")
     load.did["midnights"] += 1
+
+
+async def take_storage_away(stage: Stage, fleet: Fleet, load: Load, chance: random.Random) -> None:
+    """Let the bucket hang for some seconds: what comes meanwhile goes into the spool."""
+    assert stage.s3 is not None
+    stage.s3.freeze()
+    try:
+        await asyncio.sleep(chance.uniform(*_AWAY_SECONDS))
+    finally:
+        stage.s3.thaw()
+    load.did["storage taken away"] += 1
 
 
 async def recount(stage: Stage, fleet: Fleet, load: Load, chance: random.Random) -> None:

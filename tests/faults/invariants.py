@@ -24,6 +24,7 @@ class Evidence:
     images: Sequence[Mapping[str, Any]]
     budgets: Sequence[Mapping[str, Any]]
     objects: Mapping[str, bytes]
+    spooled: Sequence[str]
     asked_of_upstream: Mapping[str, int]
     billed: Mapping[str, int]
     orders: Mapping[str, Asked]
@@ -48,6 +49,7 @@ def gather(stage: Stage, asked: Sequence[Asked]) -> Evidence:
         stage.rows("SELECT * FROM images"),
         stage.rows("SELECT * FROM budgets"),
         stage.objects(),
+        [row["storage_key"] for row in stage.rows("SELECT storage_key FROM spool")],
         Counter(order["tag"] for order in witness),
         Counter(order["tag"] for order in witness if order["billed"]),
         {order.tag: order for order in asked},
@@ -164,6 +166,16 @@ def _no_object_is_without_its_row(evidence: Evidence) -> Iterator[str]:
             yield f"{_name(evidence, row)} is {row['state']}, and {key} is stored"
 
 
+def _the_spool_is_empty(evidence: Evidence) -> Iterator[str]:
+    stems = {row["storage_stem"]: row for row in evidence.generations}
+    for key in evidence.spooled:
+        row = stems.get(key.rpartition("-")[0])
+        if row is None:
+            yield f"{key} in the spool belongs to no generation"
+        elif row["state"] != "unknown":
+            yield f"{_name(evidence, row)} is {row['state']}, and {key} is in the spool"
+
+
 def _clients_were_told_the_truth(evidence: Evidence) -> Iterator[str]:
     rows = {str(row["id"]): row for row in evidence.generations}
     urls = {f"/i/{image['id']}.{image['extension']}" for image in evidence.images}
@@ -200,5 +212,6 @@ CHECKS: Sequence[Callable[[Evidence], Iterator[str]]] = (
     _no_scope_is_overspent,
     _pictures_are_where_and_what_they_must_be,
     _no_object_is_without_its_row,
+    _the_spool_is_empty,
     _clients_were_told_the_truth,
 )

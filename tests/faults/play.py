@@ -132,7 +132,9 @@ def _busy(stage: Stage) -> bool:
         stage.rows(
             "SELECT id FROM generations WHERE state IN ('pending', 'generated')"
             " UNION ALL SELECT generation_id FROM images WHERE deleted_at IS NOT NULL AND erased_at IS NULL"
-            # On its way home.
+            # On its way home, or about to be swept away. What may be the only copy of an unknown one stays.
             " UNION ALL SELECT generation_id FROM images WHERE storage = 'spool' AND deleted_at IS NULL"
+            " UNION ALL SELECT g.id FROM spool s JOIN generations g ON starts_with(s.storage_key, g.storage_stem)"
+            " WHERE g.state <> 'unknown'"
         )
     )
