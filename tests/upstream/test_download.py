@@ -21,7 +21,7 @@ from app.upstream.download import (
 )
 from app.upstream.wire import Wire
 from tests.upstream.raw_server import Connection, Script, raw_server
-from tests.upstream.test_guard import NOT_PUBLIC, ODD_HOSTS, ODD_URLS
+from tests.upstream.url_corpus import NOT_PUBLIC, ODD_HOSTS, ODD_URLS
 
 pytestmark = pytest.mark.anyio
 

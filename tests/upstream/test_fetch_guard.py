@@ -22,7 +22,7 @@ from tests.upstream.test_download import (
     names,
     serve_picture,
 )
-from tests.upstream.test_guard import NOT_PUBLIC, ODD_HOSTS, ODD_URLS
+from tests.upstream.url_corpus import NOT_PUBLIC, ODD_HOSTS, ODD_URLS
 
 pytestmark = pytest.mark.anyio
 
