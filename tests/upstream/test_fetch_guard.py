@@ -11,8 +11,7 @@ import pytest
 
 from app.upstream.download import SourceForbidden, SourceUnavailable
 from tests.upstream.connections import seen_connections
-from tests.upstream.raw_server import Connection, raw_server
-from tests.upstream.test_download import (
+from tests.upstream.internet import (
     PICTURE,
     PUBLIC_V4,
     PUBLIC_V6,
@@ -22,6 +21,7 @@ from tests.upstream.test_download import (
     names,
     serve_picture,
 )
+from tests.upstream.raw_server import Connection, raw_server
 from tests.upstream.url_corpus import NOT_PUBLIC, ODD_HOSTS, ODD_URLS
 
 pytestmark = pytest.mark.anyio
