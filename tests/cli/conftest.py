@@ -1,0 +1,24 @@
+"""What do the tests of the commands share: an installation, a service running in it, and what an image costs there?"""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.installation import Installation, running_installation
+
+PRICE_MICROS = 10_000
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    """An installation with everything of its own."""
+    env = {"UPSTREAM_TIMEOUT_SECONDS": "2", "PENDING_LEASE_SECONDS": "3", "RECOVERY_INTERVAL_SECONDS": "0.3"}
+    with running_installation(tmp_path_factory.mktemp("cli"), env=env) as installation:
+        yield installation
+
+
+@pytest.fixture
+def running(started: Installation) -> Installation:
+    """It serves."""
+    started.ensure(workers=1)
+    return started
