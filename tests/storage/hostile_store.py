@@ -7,6 +7,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from app.storage.s3 import S3Storage
 
+KEY = "2026/11/22/ab12-0.png"
+BODY = b"picture" * 100
+
 
 class Request(BaseHTTPRequestHandler):
     """One request, its body read. Subclasses say how it is answered."""
