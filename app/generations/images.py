@@ -14,7 +14,7 @@ from app import telemetry
 from app.database.pool import Database
 from app.database.tables import images as images_table
 from app.errors import StorageUnavailable
-from app.generations.records import IMAGE_COLUMNS, Generation, Image
+from app.generations.records import IMAGE_COLUMNS, Generation, Image, columns_of
 from app.generations.spool import SPOOL
 from app.generations.stores import Stores
 from app.storage.base import Chunks, ObjectMissing, Storage, StorageError
@@ -219,21 +219,22 @@ async def _move(database: Database, stores: Stores, image: Image, *, prefix: str
 # Statements on `images`
 
 
+_MARK_DELETED = f"""
+WITH g AS (
+    UPDATE generations SET deleted_at = COALESCE(deleted_at, now()), prompt = NULL, revised_prompt = NULL
+    WHERE id = :id RETURNING id
+)
+UPDATE images i SET deleted_at = COALESCE(i.deleted_at, now()) FROM g WHERE i.generation_id = g.id
+RETURNING {columns_of("i", IMAGE_COLUMNS)}"""  # noqa: S608
+
+
 async def _mark_deleted(connection: AsyncConnection, generation_id: UUID) -> Sequence[Image]:
     """Bury a generation: its prompts are gone at once, its URLs answer 410. Amounts stay, for the books.
 
     One statement. Returns its images, whose bytes are still to be erased.
     """
-    rows = await connection.execute(
-        text(
-            "WITH g AS (UPDATE generations SET deleted_at = COALESCE(deleted_at, now()), prompt = NULL,"
-            " revised_prompt = NULL WHERE id = :id RETURNING id)"
-            " UPDATE images i SET deleted_at = COALESCE(i.deleted_at, now()) FROM g WHERE i.generation_id = g.id"
-            " RETURNING i.*"
-        ),
-        {"id": generation_id},
-    )
-    return [Image(**{name: row[name] for name in IMAGE_COLUMNS}) for row in rows.mappings()]
+    rows = await connection.execute(text(_MARK_DELETED), {"id": generation_id})
+    return [Image(**row) for row in rows.mappings()]
 
 
 async def _to_erase(connection: AsyncConnection, storages: Sequence[str], *, batch_max: int) -> Sequence[Image]:

@@ -99,6 +99,13 @@ _COLUMNS = [name for name in Generation.__dataclass_fields__ if name != "images"
 IMAGE_COLUMNS = list(Image.__dataclass_fields__)
 
 
+def columns_of(alias: str, names: Sequence[str]) -> str:
+    """Return what a statement is to answer, column by column. With a star it answers otherwise once a newer release
+    has added a column, which Postgres refuses of a prepared one: upstream's answer then had nowhere to be kept.
+    """
+    return ", ".join(f"{alias}.{name}" for name in names)
+
+
 @dataclass(frozen=True)
 class Held:
     """RESERVE held the price: the generation is `pending`, and its reserver alone may send the order."""
@@ -144,7 +151,7 @@ inserted AS (
 SELECT (SELECT id FROM known) AS known_id, (SELECT same_order FROM known) AS same_order,
     (SELECT id FROM joined) AS joined_id, (SELECT repeats FROM joined) AS joined_repeats,
     (SELECT to_jsonb(r) FROM refusal r) AS refusal,
-    COALESCE((SELECT jsonb_agg(to_jsonb(g)) FROM gauges g), '[]') AS gauges, i.*
+    COALESCE((SELECT jsonb_agg(to_jsonb(g)) FROM gauges g), '[]') AS gauges, {columns_of("i", _COLUMNS)}
 FROM (SELECT 1) one LEFT JOIN inserted i ON true"""  # noqa: S608
 
 
@@ -252,7 +259,7 @@ pictures AS (
     FROM moved m CROSS JOIN jsonb_to_recordset(CAST(:images AS jsonb)) AS x(id text, position smallint, storage text,
         storage_key text, content_type text, extension text, width int, height int, size_bytes bigint, sha256 text)
 )
-SELECT * FROM moved"""  # noqa: S608
+SELECT {columns_of("m", _COLUMNS)} FROM moved m"""  # noqa: S608
 
 
 @dataclass(frozen=True)
@@ -314,7 +321,7 @@ UPDATE generations g SET lease_until = m.ts + make_interval(secs => :lease_secon
 FROM moment m WHERE g.id IN (
     SELECT x.id FROM generations x, moment n WHERE x.lease_until < n.ts ORDER BY x.lease_until LIMIT :batch_max
     FOR UPDATE OF x SKIP LOCKED
-) RETURNING g.*"""  # noqa: S608
+) RETURNING {columns_of("g", _COLUMNS)}"""  # noqa: S608
 
 
 async def claim(
