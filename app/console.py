@@ -99,7 +99,7 @@ def _run(work: Awaitable[T]) -> T:
         return asyncio.run(awaited())
     except DatabaseUnavailable as error:
         if error.not_migrated:
-            raise AccountsError("the database has no tables yet: run `imagekeep migrate` first") from error
+            raise AccountsError("the database was not migrated yet: run `imagekeep migrate` first") from error
         raise
 
 

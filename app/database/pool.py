@@ -18,8 +18,9 @@ from app.errors import DatabaseUnavailable
 _LOCK_SHARE = 0.5
 # What a standby answers that was not promoted yet: for an order, as good as away.
 _READ_ONLY = "25006"
-# What one answers that was made a moment ago, until a replica has migrated it.
-_NO_SUCH_TABLE = "42P01"
+# What one answers that was made a moment ago, or by an earlier release, until a replica has migrated it: there is no
+# such table, no such column.
+_NOT_MIGRATED = ("42P01", "42703")
 # What is said by one that doesn't know itself whether it has committed.
 _COMMIT_UNKNOWN = ("08007", "40003")
 # What our own deadline leaves Postgres to tell first that it was too slow: then the statement surely had no effect.
@@ -121,9 +122,9 @@ class Database:
             broken_off = isinstance(error, sqlalchemy.exc.DBAPIError) and error.connection_invalidated
             away = isinstance(error, sqlalchemy.exc.TimeoutError | sqlalchemy.exc.OperationalError)
             sqlstate = getattr(getattr(error, "orig", None), "sqlstate", None)
-            if broken_off or away or sqlstate in (_READ_ONLY, _NO_SUCH_TABLE):
+            if broken_off or away or sqlstate in (_READ_ONLY, *_NOT_MIGRATED):
                 unavailable = _unavailable(in_doubt=lending.lent and (broken_off or sqlstate in _COMMIT_UNKNOWN))
-                unavailable.not_migrated = sqlstate == _NO_SUCH_TABLE
+                unavailable.not_migrated = sqlstate in _NOT_MIGRATED
                 raise unavailable from error
             raise
 

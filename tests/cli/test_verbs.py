@@ -210,7 +210,7 @@ def test_an_empty_database_is_told_of_and_migrated(postgres_url: str, sandbox: R
     migrated = installation.ask("migrate")
 
     assert (early.returncode, early.stdout) == (1, "")
-    assert early.stderr == "imagekeep: the database has no tables yet: run `imagekeep migrate` first\n"
+    assert early.stderr == "imagekeep: the database was not migrated yet: run `imagekeep migrate` first\n"
     assert migrated["before"] is None
     assert installation.ask("users", "list") == []
 

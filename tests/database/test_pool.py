@@ -158,8 +158,13 @@ async def test_what_postgres_says_of_its_own_trouble_is_told_as_the_database_bei
     assert (error.in_doubt, error.not_migrated) == (in_doubt, False)
 
 
-async def test_a_database_without_tables_is_not_there_yet(database: Database) -> None:
-    error, _ = await cut_off(database, "SELECT * FROM no_such_table", lambda: None)
+@pytest.mark.parametrize(
+    "query",
+    ["SELECT * FROM no_such_table", "SELECT no_such_column FROM generations"],
+    ids=["new", "of an earlier release"],
+)
+async def test_a_database_that_was_not_migrated_is_not_there_yet(database: Database, query: str) -> None:
+    error, _ = await cut_off(database, query, lambda: None)
 
     assert (error.in_doubt, error.not_migrated) == (False, True)
 
