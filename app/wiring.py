@@ -87,7 +87,8 @@ def open_database(settings: Settings, database_url: str) -> Database:
 def open_storages(settings: Settings) -> tuple[Storage, Mapping[str, Storage]]:
     """Return where new images go, and every storage that images may live in, by name.
 
-    The folder stays readable when S3_BUCKET is switched on: what was stored before keeps its URL.
+    The folder stays readable when S3_BUCKET is switched on: what was stored before keeps its URL. Where there is none
+    beside a bucket, and none can be made, there is nothing to read.
     """
     folder = FolderStorage(images_folder(settings.data_dir))
     if settings.s3_bucket is None:
@@ -99,6 +100,9 @@ def open_storages(settings: Settings) -> tuple[Storage, Mapping[str, Storage]]:
         path_style=settings.s3_path_style,
         check_prefix=settings.s3_prefix,
     )
+    if not folder.is_there:
+        # Asked for a picture, it could only say that it can't tell: what a crash left would wait for it for ever.
+        return bucket, {bucket.name: bucket}
     return bucket, {bucket.name: bucket, folder.name: folder}
 
 

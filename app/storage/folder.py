@@ -65,6 +65,14 @@ class FolderStorage:
         """`folder`: there is one per installation."""
         return "folder"
 
+    @property
+    def is_there(self) -> bool:
+        """Whether there is a folder, usable or not. Without one there is nothing that could be read."""
+        try:
+            return self._root.is_dir()
+        except OSError:
+            return True
+
     async def put(self, key: str, body: bytes, *, content_type: str) -> None:
         """As Storage.put: written beside its place, synced, renamed. The extension keeps the content type."""
         path = self._path(key)
