@@ -377,6 +377,23 @@ async def test_what_the_sandbox_made_leaves_the_books_when_a_real_key_comes(
     assert await budgets.differences(connection) == []
 
 
+async def test_a_start_that_finds_nothing_of_the_sandbox_waits_for_no_order_and_holds_none_up(
+    database: Database, connection: AsyncConnection
+) -> None:
+    await reserve(connection, await make_caller(connection))
+
+    async with database.transaction() as order, database.transaction() as tx:
+        await order.execute(text("UPDATE generations SET attempts = attempts"))
+        async with asyncio.timeout(3):
+            left_out = await budgets.leave_sandbox_out(tx)
+        locks = await connection.execute(
+            text("SELECT count(*) FROM pg_locks WHERE relation = 'generations'::regclass AND mode = 'ExclusiveLock'")
+        )
+
+    assert left_out == 0
+    assert locks.scalar() == 0
+
+
 async def test_a_counter_that_was_tampered_with_is_found(database: Database, connection: AsyncConnection) -> None:
     caller = await make_caller(connection)
     await _limit(database, "all", images_total_max=9)
