@@ -257,7 +257,7 @@ def processes_in(folder: Path) -> dict[int, str]:
 
 def nothing_runs(installation: Installation) -> None:
     """No Postgres, no sandbox, no worker: at once, but for the moment in which a process sees that it is alone."""
-    eventually(lambda: not processes_in(installation.folder), seconds=5)
+    eventually(lambda: not processes_in(installation.folder), seconds=20)
 
 
 def refuses(port: int) -> bool:

@@ -261,7 +261,7 @@ def test_kill_9_takes_postgres_the_sandbox_and_the_workers_along_and_the_next_st
 
     embedded.kill9()
 
-    eventually(lambda: refuses(embedded.port), seconds=5)
+    eventually(lambda: refuses(embedded.port), seconds=20)
     nothing_runs(embedded)
     embedded.start()
     assert embedded.banner["key"] is None
@@ -279,7 +279,7 @@ def test_kill_9_of_the_parent_lets_workers_on_a_database_that_stays_finish_what_
 
         installation.kill9()
 
-        eventually(lambda: refuses(installation.port), seconds=5)
+        eventually(lambda: refuses(installation.port), seconds=20)
         nothing_runs(installation)
         assert [row["state"] for row in rows(database_url, "SELECT state FROM generations")] == ["completed"]
 

@@ -232,5 +232,5 @@ def test_what_is_anothers_is_refused_as_fast_as_what_is_nobodys(cast: Cast, meth
             assert answer.status_code == 404
 
     foreign, missing = (median(taken) for taken in seconds.values())
-    # Another statement, or a look into storage, would be a class of its own.
-    assert abs(foreign - missing) < 0.5 * missing + 0.002
+    # Another statement, or a look into storage, would be a class of its own; the rest is what a busy machine adds.
+    assert abs(foreign - missing) < 0.5 * missing + 0.005

@@ -89,7 +89,7 @@ def test_a_killed_owner_leaves_no_postgres_and_the_next_start_works(data_dir: Pa
         url = answer(serve)["url"]
         ask(url, "INSERT INTO kept VALUES ('another')")
         serve.kill()
-        await_true(lambda: no_postgres_is_left(data_dir), seconds=5)
+        await_true(lambda: no_postgres_is_left(data_dir), seconds=20)
     with open_embedded(data_dir, role="serve", durable=False) as postgres:
         assert ask(postgres.url, "SELECT count(*) FROM kept") == (2,)
 
