@@ -21,6 +21,8 @@ from tests.faults.frame import Figures, Line, Part, Piece, figures_from_json, li
 from tests.faults.parts import PARTS
 
 CHECKOUT = Path(__file__).parents[2]
+# Committed with the code that it is of: docs/reliability.md shows what stands in it, and a test compares the two.
+RECORD = CHECKOUT / "tests" / "faults" / "record.jsonl"
 
 
 def main() -> int:
@@ -29,9 +31,9 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__.partition("\n")[0])
     parser.add_argument("--part", action="append", choices=[part.name for part in PARTS], help="only this part")
-    parser.add_argument("--record", type=Path, default=CHECKOUT / "faults.jsonl", help="where figures are kept")
+    parser.add_argument("--record", type=Path, default=RECORD, help="where figures are kept")
     parser.add_argument("--seed", type=int, default=20_261_122, help="what all chance comes from")
-    parser.add_argument("--table", action="store_true", help="run nothing, print the figures")
+    parser.add_argument("--table", action="store_true", help="run nothing, print the newest code's figures")
     parser.add_argument("--piece", type=int, help="run this piece alone, and write its figures to --record")
     parser.add_argument("--times", type=int, help="with --piece: how often it does its fault")
     asked = parser.parse_args()
@@ -39,11 +41,11 @@ def main() -> int:
     if asked.piece is not None:
         part = chosen[0] if asked.times is None else replace(chosen[0], times=asked.times)
         return _run_here(part, asked.piece, asked.seed, asked.record)
-    code = code_tree()
     if not asked.table:
+        code = code_tree()
         for part in chosen:
             _run_missing(part, asked.seed, code, asked.record)
-    lines = [line for line in read_record(asked.record) if line.code == code]
+    lines = newest(read_record(asked.record))
     print(table(chosen, lines))
     return 1 if any(line.figures.broken for line in lines) else 0
 
@@ -68,6 +70,11 @@ def read_record(record: Path) -> list[Line]:
     if not record.exists():
         return []
     return [line_from_json(json.loads(line)) for line in record.read_text().splitlines()]
+
+
+def newest(lines: list[Line]) -> list[Line]:
+    """Return those of the code that was run last."""
+    return [line for line in lines if line.code == lines[-1].code]
 
 
 def _run_missing(part: Part, seed: int, code: str, record: Path) -> None:
@@ -114,9 +121,15 @@ def piece_seed(part: Part, number: int, seed: int) -> int:
 
 
 def table(parts: list[Part], lines: list[Line]) -> str:
-    """Return the figures of these lines as Markdown: one row for each part, then their notes and what broke."""
+    """Return the figures of these lines, all of one code, as Markdown: a row for each part, then what is to be said."""
     notes: list[str] = []
-    rows = ["| part | what it does | pieces | seconds | did | worst | broken |", "|---|---|---|---|---|---|---|"]
+    of = f"Code: `app` and `migrations` as git knows them, `{lines[0].code}`." if lines else "Nothing is recorded."
+    rows = [
+        of,
+        "",
+        "| part | what it does | pieces | seconds | did | worst | broken |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for part in parts:
         mine = [line for line in lines if line.part == part.name]
         if not mine:
