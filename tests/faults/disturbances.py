@@ -30,7 +30,7 @@ async def disturb(stage: Stage, fleet: Fleet, load: Load, *, seed: int) -> None:
     chance = random.Random(seed)
     turns = [revoke_amid_an_order, let_years_pass, disable_amid_an_order, recount]
     if stage.s3 is not None:
-        turns.append(take_storage_away)
+        turns.insert(0, take_storage_away)
     while True:
         for turn in turns:
             await asyncio.sleep(chance.uniform(*_PAUSE_SECONDS))

@@ -24,6 +24,8 @@ from tests.faults.told import FAULTS, Asked, Told, make_order, read_answer, warm
 # Answers that say "not now" and cost nothing: the same keyed order is sent again.
 _NOT_NOW = ("answer_unavailable", "database_unavailable", "overloaded", "storage_unavailable")
 _PERSISTENCE_SECONDS = 60
+# Longer than a database that crashed or a storage that hangs is away.
+_URL_SECONDS_MAX = 15
 _TRIES_UNTIL_TWICE = 4
 _USER_WEIGHTS = {
     "free": 60,
@@ -198,7 +200,7 @@ class Load:
             with suppress(httpx.TransportError, TimeoutError):
                 await self._send("DELETE", f"/images/{done.id}", headers=asked.headers, seconds=3)
 
-    async def check_url(self, asked: Asked, url: str, *, seconds: float = _PERSISTENCE_SECONDS) -> None:
+    async def check_url(self, asked: Asked, url: str, *, seconds: float = _URL_SECONDS_MAX) -> None:
         """Fetch a permanent URL from any replica until one answers, and note when it is not the order's picture.
 
         A 503 is asked again for so many `seconds`: the database may be away.

@@ -98,12 +98,14 @@ async def judged(play: Play, seconds_of_faults: float) -> Figures:
     """Let leases run out and recovery work, and return what was done and what is not as promised then."""
     stage, load, fleet = play.stage, play.load, play.fleet
     began = time.monotonic()
-    while time.monotonic() < began + _QUIET_SECONDS_MAX and await asyncio.to_thread(_busy, stage):
+    # What a client saw broken already does not mend by waiting, and may never be quiet.
+    while not load.broken and time.monotonic() < began + _QUIET_SECONDS_MAX and await asyncio.to_thread(_busy, stage):
         await asyncio.sleep(0.1)
     quiet_seconds = time.monotonic() - began
-    for order in load.asked:
-        for url in {told.url for told in order.told if told.url}:
-            await load.check_url(order, url, seconds=_URL_SECONDS_MAX)
+    shown = {(told.url, asked.tag): asked for asked in load.asked for told in asked.told if told.url}
+    for (url, _), asked in shown.items():
+        if not load.broken:
+            await load.check_url(asked, url, seconds=_URL_SECONDS_MAX)
     await load.close()
     # What a replica still has in hand, a move that waited for the database say, it finishes now.
     with suppress(TimeoutError):
