@@ -10,7 +10,6 @@ from asyncio import sleep, timeout
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 from uuid import UUID
 
 import structlog
@@ -21,10 +20,11 @@ from app.errors import DatabaseUnavailable
 from app.generations import records, risk
 from app.generations.records import Generation, Image, Move
 from app.generations.rehost import Rehost, RehostFailed, in_order
+from app.generations.telling import tell_answer, tell_move, tell_vanished
 from app.upstream.breaker import Breaker
 from app.upstream.catalog import Catalog
 from app.upstream.client import Upstream
-from app.upstream.outcome import BytesSource, Generated, Outcome, Refused, Unknown, UrlSource
+from app.upstream.outcome import BytesSource, Generated, Refused, UrlSource
 
 log = structlog.get_logger(__name__)
 
@@ -77,8 +77,8 @@ class Driver:
             while not generation.ended:
                 moved = await self._step(generation, held_seconds)
                 if moved is None:
-                    return await self._reread(generation) or _vanished(generation)
-                _count(moved)
+                    return await self._reread(generation) or tell_vanished(generation)
+                tell_move(moved)
                 generation = moved
             return generation
 
@@ -109,7 +109,7 @@ class Driver:
             n=generation.held_images,
         )
         self._breaker.hear(outcome, sent_at=started)
-        _observe(generation, outcome, time.monotonic() - started)
+        tell_answer(generation, outcome, time.monotonic() - started)
         if isinstance(outcome, Generated):
             return await self._take(generation, outcome)
         if isinstance(outcome, Refused):
@@ -351,43 +351,3 @@ def _pauses() -> Iterator[float]:
     while True:
         yield pause_seconds * _CHANCE.uniform(0.5, 1.5)
         pause_seconds = min(pause_seconds * 2, _PAUSE_SECONDS_MAX)
-
-
-def _observe(generation: Generation, outcome: Outcome, seconds: float) -> None:
-    name = type(outcome).__name__.lower()
-    telemetry.upstream_seconds.labels(generation.model, name).observe(seconds)
-    told: dict[str, Any] = {} if isinstance(outcome, Generated) else {"detail": outcome.detail}
-    level = "warning" if isinstance(outcome, Unknown) else "info"
-    getattr(log, level)(
-        "upstream_answered", outcome=name, upstream_status=outcome.upstream_status, seconds=round(seconds, 3), **told
-    )
-
-
-def _vanished(generation: Generation) -> Generation:
-    """Tell of a row that was committed and is gone: a failover of the database lost commits."""
-    telemetry.rows_vanished_total.inc()
-    log.error(
-        "row_vanished",
-        generation_id=str(generation.id),
-        state=generation.state,
-        storage_stem=generation.storage_stem,
-    )
-    return generation
-
-
-def _count(generation: Generation) -> None:
-    telemetry.generations_total.labels(generation.model, generation.state, generation.failure_code or "").inc()
-    told: dict[str, Any] = {"state": generation.state, "failure_code": generation.failure_code}
-    if generation.state in ("unknown", "lost"):
-        # Money that may be, or is, gone without an image: a person should know of each.
-        log.warning(
-            "generation_moved",
-            **told,
-            generation_id=str(generation.id),
-            held_micros=generation.held_micros,
-            failure_detail=generation.failure_detail,
-        )
-    else:
-        log.info("generation_moved", **told)
-    if generation.state == "completed":
-        telemetry.settled_micros_total.labels(generation.model).inc(generation.settled_micros or 0)
