@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.database.pool import Database
-from app.generations.driver import Driver, Leases
+from app.generations.driver import Driver
+from app.generations.leases import Leases
 from app.generations.rehost import Rehost
 from app.generations.runner import Runner
 from app.generations.spool import Spool

@@ -4,11 +4,9 @@
 all go through it.
 """
 
-import random
 import time
 from asyncio import sleep, timeout
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -18,6 +16,7 @@ from app import telemetry
 from app.database.pool import Database
 from app.errors import DatabaseUnavailable
 from app.generations import records, risk
+from app.generations.leases import Leases, pauses
 from app.generations.records import Generation, Image, Move
 from app.generations.rehost import Rehost, RehostFailed, in_order
 from app.generations.telling import tell_answer, tell_move, tell_vanished
@@ -28,23 +27,8 @@ from app.upstream.outcome import BytesSource, Generated, Refused, UrlSource
 
 log = structlog.get_logger(__name__)
 
-# The system's own chance: the module's shared generator is somebody's seed in a test beside us.
-_CHANCE = random.SystemRandom()
-
-_PAUSE_SECONDS_FIRST, _PAUSE_SECONDS_MAX = 0.2, 15.0
 # A step ends before its lease does, so that its runner and recovery don't work on the same row.
 _LEASE_SHARE = 0.8
-
-
-@dataclass(frozen=True)
-class Leases:
-    """How long a runner's claim holds, by the database's clock, and how long a source lives that doesn't say."""
-
-    pending_seconds: float
-    generated_seconds: float
-    source_lifetime_seconds: float
-    # A reserved order that was not sent within this long is not sent at all: its lease must outlast the call.
-    send_within_seconds: float = 30
 
 
 class Driver:
@@ -176,7 +160,7 @@ class Driver:
         if generation.attempts > 0:
             # A runner that was killed between storing and settling left the picture, and perhaps a source that is dead.
             await self._find_within(give_up_at - time.monotonic(), generation, kept)
-        for pause_seconds in _pauses():
+        for pause_seconds in pauses():
             try:
                 pictures = await self._keep_within(give_up_at - time.monotonic(), generation, sources, kept)
             except RehostFailed as failure:
@@ -329,7 +313,7 @@ class Driver:
 
     async def _move_surely(self, generation_id: UUID, to: Move) -> Generation | None:
         """Move, however long the database is away: what is known here and nowhere else must not be dropped."""
-        for pause_seconds in _pauses():
+        for pause_seconds in pauses():
             try:
                 return await self._move(generation_id, to)
             except DatabaseUnavailable:
@@ -344,10 +328,3 @@ class Driver:
                 return await records.find(connection, generation.id)
         except DatabaseUnavailable:
             return generation
-
-
-def _pauses() -> Iterator[float]:
-    pause_seconds = _PAUSE_SECONDS_FIRST
-    while True:
-        yield pause_seconds * _CHANCE.uniform(0.5, 1.5)
-        pause_seconds = min(pause_seconds * 2, _PAUSE_SECONDS_MAX)
