@@ -4,22 +4,26 @@
 all go through it.
 """
 
+import math
+import random
 import time
 from asyncio import sleep, timeout
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID
 
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
 from app import telemetry
 from app.database.pool import Database
 from app.errors import DatabaseUnavailable
 from app.generations import records, risk
-from app.generations.leases import Leases, pauses
 from app.generations.records import Generation, Image, Move
 from app.generations.rehost import Rehost, RehostFailed, in_order
-from app.generations.telling import tell_answer, tell_move, tell_vanished
+from app.generations.telling import tell_answer, tell_move, tell_unforeseen, tell_vanished
 from app.upstream.breaker import Breaker
 from app.upstream.catalog import Catalog
 from app.upstream.client import Upstream
@@ -27,8 +31,28 @@ from app.upstream.outcome import BytesSource, Generated, Refused, UrlSource
 
 log = structlog.get_logger(__name__)
 
+# The system's own chance: the module's shared generator is somebody's seed in a test beside us.
+_CHANCE = random.SystemRandom()
+
+_PAUSE_SECONDS_FIRST, _PAUSE_SECONDS_MAX = 0.2, 15.0
 # A step ends before its lease does, so that its runner and recovery don't work on the same row.
 _LEASE_SHARE = 0.8
+# What a statement raises that may work later: the database is away, or says what nobody foresaw.
+_NOT_DONE = (DatabaseUnavailable, SQLAlchemyError)
+# How long a MOVE that fails by what nobody foresaw is tried: time for a person to mend it. For ever, a row that can't
+# be moved would have one of this process's slots for ever.
+_UNFORESEEN_SECONDS_MAX = 3600
+
+
+@dataclass(frozen=True)
+class Leases:
+    """How long a runner's claim holds, by the database's clock, and how long a source lives that doesn't say."""
+
+    pending_seconds: float
+    generated_seconds: float
+    source_lifetime_seconds: float
+    # A reserved order that was not sent within this long is not sent at all: its lease must outlast the call.
+    send_within_seconds: float = 30
 
 
 class Driver:
@@ -70,7 +94,7 @@ class Driver:
         """Go one state on. None when it stays, or when someone else moved it."""
         if generation.state == "generated":
             assert generation.source_urls, "a generated row has its sources"
-            return await self._bring_home(generation, generation.source_urls, self._leases.generated_seconds)
+            return await self._bring_home(generation, generation.source_urls)
         if generation.attempts == 0:
             if held_seconds() > self._leases.send_within_seconds:
                 detail = "its runner stood still and did not send it"
@@ -126,6 +150,7 @@ class Driver:
         revised_prompt = made[0].revised_prompt
         urls = [source for source in made if isinstance(source, UrlSource)]
         sources = [source.body if isinstance(source, BytesSource) else source.url for source in made]
+        generated: Move | None = None
         if len(urls) == len(sources):
             generated = Move(
                 "generated",
@@ -141,56 +166,73 @@ class Driver:
                 if moved is not None or await self._reread(generation) is not None:
                     return moved
                 # Paid for, and no row to keep its source in. Stored all the same, `verify` lists it as an orphan.
-            except DatabaseUnavailable:
+            except _NOT_DONE:
                 log.warning("answer_not_committed", then="storing the picture first")
         # Bytes can't be committed as a source, and sources can't be committed to a database that is away. The pictures
         # are safer in storage than in this process's memory, under keys where recovery looks for them.
-        return await self._bring_home(generation, sources, self._leases.pending_seconds, revised_prompt=revised_prompt)
+        return await self._bring_home(generation, sources, revised_prompt=revised_prompt, uncommitted=generated)
 
     async def _bring_home(
         self,
         generation: Generation,
         sources: Sequence[str | bytes],
-        lease_seconds: float,
         *,
         revised_prompt: str | None = None,
+        uncommitted: Move | None = None,
     ) -> Generation | None:
-        give_up_at = time.monotonic() + lease_seconds * _LEASE_SHARE
-        kept: dict[int, Image] = {}
+        """Keep the pictures and complete. `uncommitted` is the MOVE that would let others go on, for as long as it is
+        not done: one that works between two tries ends this step.
+        """
+        began, kept = time.monotonic(), dict[int, Image]()
+        lease_seconds = self._lease_seconds(generation)
         if generation.attempts > 0:
             # A runner that was killed between storing and settling left the picture, and perhaps a source that is dead.
-            await self._find_within(give_up_at - time.monotonic(), generation, kept)
-        for pause_seconds in pauses():
+            await self._find_or_go_on(generation, kept)
+        for pause_seconds in _pauses():
+            left_seconds = self._patience_seconds(generation, sources, kept) - (time.monotonic() - began)
             try:
-                pictures = await self._keep_within(give_up_at - time.monotonic(), generation, sources, kept)
+                async with _within(min(lease_seconds, left_seconds)):
+                    pictures = await self._rehost.keep(generation, sources, kept)
             except RehostFailed as failure:
                 telemetry.rehost_failures_total.labels(failure.what).inc()
                 log.warning("rehost_failed", detail=str(failure), final=failure.final)
-                ended = await self._end_without(generation, sources, kept, failure, revised_prompt)
-                if ended is not None or time.monotonic() + pause_seconds > give_up_at:
-                    return ended
+                moved = await self._end_without(generation, sources, kept, failure, revised_prompt)
+                if moved is None and uncommitted is not None:
+                    moved = await self._try_move(generation.id, uncommitted)
+                left_seconds = self._patience_seconds(generation, sources, kept) - (time.monotonic() - began)
+                if moved is not None or pause_seconds > left_seconds:
+                    return moved
                 await sleep(pause_seconds)
             else:
                 return await self._complete(generation, pictures, revised_prompt=revised_prompt)
         raise AssertionError("pauses do not end")
 
-    async def _find_within(self, seconds: float, generation: Generation, kept: dict[int, Image]) -> None:
+    def _lease_seconds(self, generation: Generation) -> float:
+        """Return what of its lease a step may use."""
+        pending = generation.state == "pending" and generation.attempts == 0
+        return (self._leases.pending_seconds if pending else self._leases.generated_seconds) * _LEASE_SHARE
+
+    def _patience_seconds(
+        self, generation: Generation, sources: Sequence[str | bytes], kept: Mapping[int, Image]
+    ) -> float:
+        """Return how long to try to keep a generation's pictures before others are left to go on with it.
+
+        Nobody can with what is in no row: recovery would find nothing, and call it `unknown`. A URL is worth it while
+        it may live, bytes for as long as this process lives; meanwhile the order has a slot, which bounds the memory.
+        """
+        if generation.state == "generated":
+            return self._lease_seconds(generation)
+        missing = [source for position, source in enumerate(sources) if position not in kept]
+        in_hand = any(isinstance(source, bytes) for source in missing)
+        return math.inf if in_hand else self._leases.source_lifetime_seconds
+
+    async def _find_or_go_on(self, generation: Generation, kept: dict[int, Image]) -> None:
         """Look for what is stored already. A storage that doesn't answer is no reason not to fetch."""
         try:
-            async with timeout(seconds):
+            async with _within(self._lease_seconds(generation)):
                 await self._rehost.find(generation, kept)
-        except (RehostFailed, TimeoutError) as failure:
+        except RehostFailed as failure:
             log.warning("stored_pictures_not_looked_for", detail=str(failure))
-
-    async def _keep_within(
-        self, seconds: float, generation: Generation, sources: Sequence[str | bytes], kept: dict[int, Image]
-    ) -> tuple[Image, ...]:
-        """Rehost, and give up before the lease does: longer, and recovery would work on the same row."""
-        try:
-            async with timeout(seconds):
-                return await self._rehost.keep(generation, sources, kept)
-        except TimeoutError as error:
-            raise RehostFailed("time", "not done within its lease") from error
 
     async def _end_without(
         self,
@@ -209,7 +251,8 @@ class Driver:
             return None
         if any(isinstance(source, str) for source in sources):
             try:
-                await self._rehost.find(generation, kept)
+                async with _within(self._lease_seconds(generation)):
+                    await self._rehost.find(generation, kept)
             except RehostFailed as unanswered:
                 # The picture may be in there: a storage that is silent must not make it lost.
                 log.warning("loss_postponed", detail=str(unanswered))
@@ -224,6 +267,9 @@ class Driver:
                 return await risk.source_expired(connection, generation.id)
         except DatabaseUnavailable:
             return False
+        except SQLAlchemyError as error:
+            tell_unforeseen("expiry_not_read", error)
+            return False
 
     async def _complete(
         self, generation: Generation, pictures: tuple[Image, ...], *, revised_prompt: str | None = None
@@ -235,7 +281,7 @@ class Driver:
             revised_prompt=revised_prompt,
             pictures=pictures,
         )
-        moved = await self._move_surely(generation.id, completed)
+        moved = await self._move_surely(generation.id, completed, known_only_here=_first_run(generation))
         if moved is None and (now := await self._reread(generation)) is not None and now.deleted_at is not None:
             # Another runner was first and the image was deleted since: what was just stored would stay for ever.
             await self._rehost.discard(pictures)
@@ -250,18 +296,15 @@ class Driver:
             failure_detail=detail,
             if_source_expired=if_source_expired,
         )
-        try:
-            return await self._move(generation.id, lost)
-        except DatabaseUnavailable:
-            return None
+        return await self._try_move(generation.id, lost)
 
     async def _leave_unknown(self, generation: Generation, detail: str) -> Generation | None:
         unknown = Move("unknown", leaving=("pending",), failure_code="upstream_outcome_unknown", failure_detail=detail)
-        return await self._move_surely(generation.id, unknown)
+        return await self._move_surely(generation.id, unknown, known_only_here=_first_run(generation))
 
     async def _look_for_pictures(self, generation: Generation) -> Generation | None:
         try:
-            pictures = await self._rehost.find_kept(generation)
+            pictures = await self._find_kept(generation)
         except RehostFailed as failure:
             log.warning("recovery_postponed", detail=str(failure))
             return None
@@ -269,14 +312,19 @@ class Driver:
             return await self._complete(generation, pictures)
         return await self._leave_unknown(generation, "its runner died before upstream's answer was committed")
 
+    async def _find_kept(self, generation: Generation) -> tuple[Image, ...]:
+        """As Rehost.find_kept; a storage that hangs has a lease to answer in, or it would hold up all of recovery."""
+        async with _within(self._lease_seconds(generation)):
+            return await self._rehost.find_kept(generation)
+
     async def resolve(self, generation: Generation, *, billed: bool, by: str) -> Generation | None:
         """Settle an `unknown` generation by a person's word: `lost` if it was billed, `failed` if it was not.
 
         `by` is who said so: that and the time stay with the row, before what was known until then. A picture that is
         found in storage outranks the word: then it is `completed`. None if it was not `unknown`. Raises RehostFailed
-        when storage does not answer, and DatabaseUnavailable.
+        when storage does not answer within a lease, and DatabaseUnavailable.
         """
-        pictures = await self._rehost.find_kept(generation)
+        pictures = await self._find_kept(generation)
         log.info(
             "generation_resolved", generation_id=str(generation.id), billed=billed, by=by, pictures_found=len(pictures)
         )
@@ -308,23 +356,67 @@ class Driver:
         return given_back
 
     async def _move(self, generation_id: UUID, to: Move) -> Generation | None:
-        async with self._database.statement() as connection:
-            return await records.move(connection, generation_id, to)
+        try:
+            async with self._database.statement() as connection:
+                return await records.move(connection, generation_id, to)
+        except SQLAlchemyError as error:
+            tell_unforeseen("move_failed", error, state=to.state)
+            raise
 
-    async def _move_surely(self, generation_id: UUID, to: Move) -> Generation | None:
-        """Move, however long the database is away: what is known here and nowhere else must not be dropped."""
-        for pause_seconds in pauses():
+    async def _try_move(self, generation_id: UUID, to: Move) -> Generation | None:
+        """Move if it can be done just now. None also when it can't."""
+        try:
+            return await self._move(generation_id, to)
+        except _NOT_DONE:
+            return None
+
+    async def _move_surely(self, generation_id: UUID, to: Move, *, known_only_here: bool = True) -> Generation | None:
+        """Move, however long the database is away: what is known here and nowhere else must not be dropped.
+
+        Where the database fails by what nobody foresaw, up to an hour; and not twice for what anybody finds out again,
+        so that one row that can't be moved holds up no recovery. None then too: recovery comes back to it.
+        """
+        unforeseen_until = time.monotonic() + (_UNFORESEEN_SECONDS_MAX if known_only_here else 0)
+        for pause_seconds in _pauses():
             try:
                 return await self._move(generation_id, to)
             except DatabaseUnavailable:
                 log.warning("move_postponed", state=to.state)
-                await sleep(pause_seconds)
+            except SQLAlchemyError:
+                if time.monotonic() >= unforeseen_until:
+                    return None
+            await sleep(pause_seconds)
         raise AssertionError("pauses do not end")
 
     async def _reread(self, generation: Generation) -> Generation | None:
-        """Return how it stands now, or was last known to while the database is away; None if its row is gone."""
+        """Return how it stands now, or was last known to while that can't be read; None if its row is gone."""
         try:
             async with self._database.statement() as connection:
                 return await records.find(connection, generation.id)
         except DatabaseUnavailable:
             return generation
+        except SQLAlchemyError as error:
+            tell_unforeseen("row_not_read", error)
+            return generation
+
+
+def _first_run(generation: Generation) -> bool:
+    """Whether this is the runner that ordered it, who alone knows what upstream answered."""
+    return generation.attempts == 0 and not generation.ended
+
+
+@asynccontextmanager
+async def _within(seconds: float) -> AsyncIterator[None]:
+    """Give up before the lease does: longer, and recovery would work on the same row. Raises RehostFailed."""
+    try:
+        async with timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise RehostFailed("time", "not done within its lease") from error
+
+
+def _pauses() -> Iterator[float]:
+    pause_seconds = _PAUSE_SECONDS_FIRST
+    while True:
+        yield pause_seconds * _CHANCE.uniform(0.5, 1.5)
+        pause_seconds = min(pause_seconds * 2, _PAUSE_SECONDS_MAX)

@@ -12,6 +12,7 @@ from typing import Self
 
 from sqlalchemy import delete, func, select, text
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.database.pool import Database
@@ -190,3 +191,7 @@ def _translated() -> Iterator[None]:
         yield
     except DatabaseUnavailable as error:
         raise StorageUnavailable(SPOOL, "the database does not answer; try again") from error
+    except SQLAlchemyError as error:
+        # Raised as it is, it would end who holds the only copy of a paid picture and could still put it elsewhere.
+        sqlstate = getattr(getattr(error, "orig", None), "sqlstate", None)
+        raise StorageUnavailable(SPOOL, f"the database refuses ({type(error).__name__}, {sqlstate})") from error

@@ -3,6 +3,7 @@
 from typing import Any
 
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
 from app import telemetry
 from app.generations.records import Generation
@@ -51,3 +52,18 @@ def tell_move(generation: Generation) -> None:
         log.info("generation_moved", **told)
     if generation.state == "completed":
         telemetry.settled_micros_total.labels(generation.model).inc(generation.settled_micros or 0)
+
+
+def tell_unforeseen(event: str, error: SQLAlchemyError, **told: Any) -> None:
+    """Tell of a statement that failed by what nobody foresaw. Not the whole error: it may quote the row, prompt and
+    all.
+    """
+    cause = getattr(error, "orig", None) or error
+    diagnosis = getattr(cause, "diag", None)
+    log.error(
+        event,
+        **told,
+        error=type(cause).__name__,
+        sqlstate=getattr(cause, "sqlstate", None),
+        detail=getattr(diagnosis, "message_primary", None),
+    )
