@@ -4,13 +4,9 @@
 all go through it.
 """
 
-import math
-import random
 import time
-from asyncio import sleep, timeout
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from asyncio import sleep
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -21,6 +17,7 @@ from app import telemetry
 from app.database.pool import Database
 from app.errors import DatabaseUnavailable
 from app.generations import records, risk
+from app.generations.leases import Leases, pauses, within
 from app.generations.records import Generation, Image, Move
 from app.generations.rehost import Rehost, RehostFailed, in_order
 from app.generations.telling import tell_answer, tell_move, tell_unforeseen, tell_vanished
@@ -31,28 +28,11 @@ from app.upstream.outcome import BytesSource, Generated, Refused, UrlSource
 
 log = structlog.get_logger(__name__)
 
-# The system's own chance: the module's shared generator is somebody's seed in a test beside us.
-_CHANCE = random.SystemRandom()
-
-_PAUSE_SECONDS_FIRST, _PAUSE_SECONDS_MAX = 0.2, 15.0
-# A step ends before its lease does, so that its runner and recovery don't work on the same row.
-_LEASE_SHARE = 0.8
 # What a statement raises that may work later: the database is away, or says what nobody foresaw.
 _NOT_DONE = (DatabaseUnavailable, SQLAlchemyError)
 # How long a MOVE that fails by what nobody foresaw is tried: time for a person to mend it. For ever, a row that can't
 # be moved would have one of this process's slots for ever.
 _UNFORESEEN_SECONDS_MAX = 3600
-
-
-@dataclass(frozen=True)
-class Leases:
-    """How long a runner's claim holds, by the database's clock, and how long a source lives that doesn't say."""
-
-    pending_seconds: float
-    generated_seconds: float
-    source_lifetime_seconds: float
-    # A reserved order that was not sent within this long is not sent at all: its lease must outlast the call.
-    send_within_seconds: float = 30
 
 
 class Driver:
@@ -183,15 +163,15 @@ class Driver:
         """Keep the pictures and complete. `uncommitted` is the MOVE that would let others go on, for as long as it is
         not done: one that works between two tries ends this step.
         """
-        began, kept = time.monotonic(), dict[int, Image]()
-        lease_seconds = self._lease_seconds(generation)
+        kept: dict[int, Image] = {}
+        began, step_seconds = time.monotonic(), self._leases.step_seconds(generation)
+        give_up_at = began + step_seconds
         if generation.attempts > 0:
             # A runner that was killed between storing and settling left the picture, and perhaps a source that is dead.
             await self._find_or_go_on(generation, kept)
-        for pause_seconds in _pauses():
-            left_seconds = self._patience_seconds(generation, sources, kept) - (time.monotonic() - began)
+        for pause_seconds in pauses():
             try:
-                async with _within(min(lease_seconds, left_seconds)):
+                async with within(min(step_seconds, give_up_at - time.monotonic())):
                     pictures = await self._rehost.keep(generation, sources, kept)
             except RehostFailed as failure:
                 telemetry.rehost_failures_total.labels(failure.what).inc()
@@ -199,37 +179,19 @@ class Driver:
                 moved = await self._end_without(generation, sources, kept, failure, revised_prompt)
                 if moved is None and uncommitted is not None:
                     moved = await self._try_move(generation.id, uncommitted)
-                left_seconds = self._patience_seconds(generation, sources, kept) - (time.monotonic() - began)
-                if moved is not None or pause_seconds > left_seconds:
+                in_hand = not failure.final and _any_bytes_missing(sources, kept)
+                give_up_at = began + self._leases.patience_seconds(generation, in_hand=in_hand)
+                if moved is not None or time.monotonic() + pause_seconds > give_up_at:
                     return moved
                 await sleep(pause_seconds)
             else:
                 return await self._complete(generation, pictures, revised_prompt=revised_prompt)
         raise AssertionError("pauses do not end")
 
-    def _lease_seconds(self, generation: Generation) -> float:
-        """Return what of its lease a step may use."""
-        pending = generation.state == "pending" and generation.attempts == 0
-        return (self._leases.pending_seconds if pending else self._leases.generated_seconds) * _LEASE_SHARE
-
-    def _patience_seconds(
-        self, generation: Generation, sources: Sequence[str | bytes], kept: Mapping[int, Image]
-    ) -> float:
-        """Return how long to try to keep a generation's pictures before others are left to go on with it.
-
-        Nobody can with what is in no row: recovery would find nothing, and call it `unknown`. A URL is worth it while
-        it may live, bytes for as long as this process lives; meanwhile the order has a slot, which bounds the memory.
-        """
-        if generation.state == "generated":
-            return self._lease_seconds(generation)
-        missing = [source for position, source in enumerate(sources) if position not in kept]
-        in_hand = any(isinstance(source, bytes) for source in missing)
-        return math.inf if in_hand else self._leases.source_lifetime_seconds
-
     async def _find_or_go_on(self, generation: Generation, kept: dict[int, Image]) -> None:
         """Look for what is stored already. A storage that doesn't answer is no reason not to fetch."""
         try:
-            async with _within(self._lease_seconds(generation)):
+            async with within(self._leases.step_seconds(generation)):
                 await self._rehost.find(generation, kept)
         except RehostFailed as failure:
             log.warning("stored_pictures_not_looked_for", detail=str(failure))
@@ -251,7 +213,7 @@ class Driver:
             return None
         if any(isinstance(source, str) for source in sources):
             try:
-                async with _within(self._lease_seconds(generation)):
+                async with within(self._leases.step_seconds(generation)):
                     await self._rehost.find(generation, kept)
             except RehostFailed as unanswered:
                 # The picture may be in there: a storage that is silent must not make it lost.
@@ -314,7 +276,7 @@ class Driver:
 
     async def _find_kept(self, generation: Generation) -> tuple[Image, ...]:
         """As Rehost.find_kept; a storage that hangs has a lease to answer in, or it would hold up all of recovery."""
-        async with _within(self._lease_seconds(generation)):
+        async with within(self._leases.step_seconds(generation)):
             return await self._rehost.find_kept(generation)
 
     async def resolve(self, generation: Generation, *, billed: bool, by: str) -> Generation | None:
@@ -377,7 +339,7 @@ class Driver:
         so that one row that can't be moved holds up no recovery. None then too: recovery comes back to it.
         """
         unforeseen_until = time.monotonic() + (_UNFORESEEN_SECONDS_MAX if known_only_here else 0)
-        for pause_seconds in _pauses():
+        for pause_seconds in pauses():
             try:
                 return await self._move(generation_id, to)
             except DatabaseUnavailable:
@@ -405,18 +367,5 @@ def _first_run(generation: Generation) -> bool:
     return generation.attempts == 0 and not generation.ended
 
 
-@asynccontextmanager
-async def _within(seconds: float) -> AsyncIterator[None]:
-    """Give up before the lease does: longer, and recovery would work on the same row. Raises RehostFailed."""
-    try:
-        async with timeout(seconds):
-            yield
-    except TimeoutError as error:
-        raise RehostFailed("time", "not done within its lease") from error
-
-
-def _pauses() -> Iterator[float]:
-    pause_seconds = _PAUSE_SECONDS_FIRST
-    while True:
-        yield pause_seconds * _CHANCE.uniform(0.5, 1.5)
-        pause_seconds = min(pause_seconds * 2, _PAUSE_SECONDS_MAX)
+def _any_bytes_missing(sources: Sequence[str | bytes], kept: Mapping[int, Image]) -> bool:
+    return any(isinstance(source, bytes) for position, source in enumerate(sources) if position not in kept)

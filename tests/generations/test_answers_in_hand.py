@@ -19,7 +19,8 @@ from app.accounts import budgets
 from app.accounts.keys import Caller
 from app.database.pool import Database
 from app.generations import records
-from app.generations.driver import Driver, Leases
+from app.generations.driver import Driver
+from app.generations.leases import Leases
 from app.generations.records import Generation, Held
 from app.generations.recovery import recover_once
 from app.generations.rehost import Rehost, RehostFailed
