@@ -45,8 +45,8 @@ BUGS: tuple[Bug, ...] = (
     Bug(
         "the order sent again after a drop",
         _DRIVER,
-        "        _observe(generation, outcome, time.monotonic() - started)\n",
-        "        if isinstance(outcome, Unknown):\n            return await self._send(generation)\n",
+        "        tell_answer(generation, outcome, time.monotonic() - started)\n",
+        "        if not isinstance(outcome, Generated | Refused):\n            return await self._send(generation)\n",
         "kills",
         15,
     ),
