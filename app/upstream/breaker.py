@@ -1,8 +1,9 @@
 """Is upstream well enough to be sent an order, as far as this process has heard?
 
 Closed, every order goes. When upstream is not well, it opens: orders are refused, before anything is held, for a while.
-Then it is half open: one order goes as a probe, and what comes of it closes or opens it again. It saves callers their
-held budgets, and an account that is in trouble a thousand more refusals.
+Then it is half open: one order goes as a probe, and what comes of it closes or opens it again; while nothing comes of
+it, another goes now and then. It saves callers their held budgets, and an account that is in trouble a thousand more
+refusals.
 """
 
 import math
@@ -40,12 +41,17 @@ class Breaker:
     """What one process has heard from upstream lately. It belongs to one event loop, and waits for nothing."""
 
     def __init__(self, *, open_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """`open_seconds` pass before a probe; 0 never opens. `clock` gives seconds, as everything here counts them."""
+        """`open_seconds` pass before a probe, and before another while that has no answer; 0 never opens.
+
+        `clock` gives seconds, as everything here counts them.
+        """
         self._open_seconds = open_seconds
         self._clock = clock
         self._failures = 0
         self._code: RefusalCode | None = None
-        self._opened_at = -math.inf
+        # When the trouble began, and when it was last heard of.
+        self._began_at = self._opened_at = -math.inf
+        self._probed_at = -math.inf
         # Each probe is another object, so that one which gave up long ago can't give back its successor's turn.
         self._probe: object | None = None
 
@@ -54,19 +60,25 @@ class Breaker:
         """Whether orders go, none does, or one may, or has gone, as a probe."""
         if self._code is None:
             return "closed"
-        return "open" if self._remaining_seconds() > 0 else "half-open"
+        return "open" if self._remaining_seconds(self._opened_at) > 0 else "half-open"
 
     def barred(self) -> Barred | None:
         """Return why an order would not be sent now; None when it would."""
-        if self._code is None or (self._probe is None and self._remaining_seconds() <= 0):
+        if self._code is None:
             return None
-        return Barred(self._code, math.ceil(self._remaining_seconds()) or _PROBING_RETRY_SECONDS)
+        if (remaining_seconds := self._remaining_seconds(self._opened_at)) > 0:
+            return Barred(self._code, math.ceil(remaining_seconds))
+        # A picture may take upstream minutes. Were its first probe the only one, all would wait for that one answer,
+        # or for its timeout, long after upstream is well.
+        if self._probe is not None and (remaining_seconds := self._remaining_seconds(self._probed_at)) > 0:
+            return Barred(self._code, min(math.ceil(remaining_seconds), _PROBING_RETRY_SECONDS))
+        return None
 
     def admit(self) -> object | None:
         """Let an order go that is not `barred`. What comes back is for `give_back`."""
         if self._code is None:
             return None
-        self._probe = object()
+        self._probe, self._probed_at = object(), self._clock()
         return self._probe
 
     def give_back(self, admitted: object | None) -> None:
@@ -76,10 +88,12 @@ class Breaker:
 
     def hear(self, outcome: Outcome, *, sent_at: float) -> None:
         """Learn from what came of an order that was sent at `sent_at` by this breaker's clock."""
-        if sent_at < self._opened_at:
-            # It was on its way before the trouble began, and says nothing about whether that is over.
-            return
         code = _trouble_of(outcome)
+        if sent_at < (self._began_at if code is None else self._opened_at):
+            # It was on its way before the trouble began, and says nothing about whether that is over. Of probes that
+            # are on their way together, one answer proves it over; their failures count once, or each of them would
+            # keep the next probe waiting.
+            return
         if code is None:
             self._failures = 0
             self._close()
@@ -88,14 +102,15 @@ class Breaker:
         if self._code is not None or code in _ACCOUNT or self._failures >= _FAILURES_MAX:
             self._open(code)
 
-    def _remaining_seconds(self) -> float:
-        return max(0.0, self._opened_at + self._open_seconds - self._clock())
+    def _remaining_seconds(self, since: float) -> float:
+        return max(0.0, since + self._open_seconds - self._clock())
 
     def _open(self, code: RefusalCode) -> None:
         if not self._open_seconds:
             return
         if self._code is None:
             telemetry.breaker_open.inc()
+            self._began_at = self._clock()
         log.error("breaker_opened", code=code, failures_in_a_row=self._failures, seconds=self._open_seconds)
         self._code, self._opened_at, self._probe = code, self._clock(), None
 

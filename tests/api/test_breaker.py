@@ -33,6 +33,15 @@ def hasty(database_url: str, sandbox: RunningSandbox, data_dir: Path) -> Iterato
         yield running
 
 
+@pytest.fixture
+def patient(database_url: str, sandbox: RunningSandbox, data_dir: Path) -> Iterator[Service]:
+    """A service whose breaker lets a second probe go when those that came with the first have long been refused."""
+    with running_service(
+        database_url=database_url, upstream_url=sandbox.url, data_dir=data_dir, breaker_seconds=3
+    ) as running:
+        yield running
+
+
 def breaker(service: Service) -> str:
     """What readiness tells of it; readiness stays green."""
     answer = ask("GET", f"{service.url}/readyz")
@@ -86,28 +95,45 @@ def test_a_known_key_is_answered_while_it_is_open(service: Service) -> None:
 
 
 def test_when_its_time_is_over_one_of_many_orders_tries_and_all_go_after_it(
+    patient: Service, sandbox: RunningSandbox
+) -> None:
+    patient.order("a fox [[status 401]]")
+    wait_until(lambda: breaker(patient) == "half-open")
+
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(lambda _: patient.order("a hare [[delay 3]]").status_code, range(8)))
+
+    assert sorted(answers) == [200] + [502] * 7
+    assert sandbox.witness()["asked"] == 2
+    assert breaker(patient) == "closed"
+    assert patient.order("a hare").status_code == 200
+
+
+def test_while_a_probe_hangs_another_order_finds_out_that_upstream_is_well_again(
     hasty: Service, sandbox: RunningSandbox
 ) -> None:
     hasty.order("a fox [[status 401]]")
     wait_until(lambda: breaker(hasty) == "half-open")
+    with ThreadPoolExecutor(1) as threads:
+        hanging = threads.submit(hasty.order, "a hare [[delay 5]]")
+        wait_until(lambda: sandbox.witness()["asked"] == 2)
 
-    with ThreadPoolExecutor(8) as threads:
-        answers = list(threads.map(lambda _: hasty.order("a hare [[delay 3]]").status_code, range(8)))
+        wait_until(lambda: hasty.order("an otter").status_code == 200)
 
-    assert sorted(answers) == [200] + [502] * 7
-    assert sandbox.witness()["asked"] == 2
-    assert breaker(hasty) == "closed"
-    assert hasty.order("a hare").status_code == 200
+        assert not hanging.done()
+        assert breaker(hasty) == "closed"
 
 
-def test_an_order_that_a_limit_refuses_is_no_probe(hasty: Service) -> None:
-    hasty.order("a fox [[status 401]]")
-    wait_until(lambda: breaker(hasty) == "half-open")
-    hasty.rows("INSERT INTO budgets (scope, images_total_max) SELECT 'user:' || id, 0 FROM users WHERE name = 'first'")
-    refused = hasty.order("a hare")
-    hasty.rows("DELETE FROM budgets")
+def test_an_order_that_a_limit_refuses_is_no_probe(patient: Service) -> None:
+    patient.order("a fox [[status 401]]")
+    wait_until(lambda: breaker(patient) == "half-open")
+    patient.rows(
+        "INSERT INTO budgets (scope, images_total_max) SELECT 'user:' || id, 0 FROM users WHERE name = 'first'"
+    )
+    refused = patient.order("a hare")
+    patient.rows("DELETE FROM budgets")
 
-    answer = hasty.order("a hare")
+    answer = patient.order("a hare")
 
     assert (refused.status_code, answer.status_code) == (429, 200)
 

@@ -1,4 +1,4 @@
-"""Does the breaker open when upstream is not well, and only then, and let one order at a time try again?"""
+"""Does the breaker open when upstream is not well, and only then, and let an order now and then try again?"""
 
 from dataclasses import dataclass
 
@@ -97,9 +97,70 @@ def test_after_its_time_one_order_goes_as_a_probe_and_no_other(breaker: Breaker,
 
     barred = breaker.barred()
     assert barred is not None
-    assert barred.retry_after_seconds >= 1
-    clock.seconds += 10 * OPEN_SECONDS
-    assert breaker.barred() is not None, "however long the probe takes"
+    assert 1 <= barred.retry_after_seconds <= OPEN_SECONDS
+    clock.seconds += OPEN_SECONDS - 1
+    assert breaker.barred() == Barred("upstream_auth_failed", 1)
+
+
+def test_beside_a_probe_without_an_answer_another_goes_each_time_that_as_long_has_passed(
+    breaker: Breaker, clock: Clock
+) -> None:
+    opened(breaker, clock)
+    for _ in range(3):
+        clock.seconds += OPEN_SECONDS
+        assert breaker.barred() is None
+
+        breaker.admit()
+
+        assert breaker.barred() is not None
+
+
+def test_a_probe_that_is_over_gives_back_its_own_turn_and_not_that_of_the_one_after_it(
+    breaker: Breaker, clock: Clock
+) -> None:
+    opened(breaker, clock)
+    clock.seconds += OPEN_SECONDS
+    slow = breaker.admit()
+    clock.seconds += OPEN_SECONDS
+    breaker.admit()
+
+    breaker.give_back(slow)
+
+    assert breaker.barred() is not None
+
+
+def test_of_two_probes_one_answer_closes_it_although_the_other_failed(breaker: Breaker, clock: Clock) -> None:
+    opened(breaker, clock)
+    clock.seconds += OPEN_SECONDS
+    breaker.admit()
+    first_sent_at = clock()
+    clock.seconds += OPEN_SECONDS
+    breaker.admit()
+    second_sent_at = clock()
+    clock.seconds += 1
+    breaker.hear(ILL, sent_at=first_sent_at)
+    assert breaker.state == "open"
+
+    breaker.hear(DRAWN, sent_at=second_sent_at)
+
+    assert (breaker.state, breaker.barred()) == ("closed", None)
+
+
+def test_probes_that_fail_one_after_the_other_do_not_keep_the_next_one_waiting(breaker: Breaker, clock: Clock) -> None:
+    opened(breaker, clock)
+    sent_at = []
+    for _ in range(3):
+        clock.seconds += OPEN_SECONDS
+        breaker.admit()
+        sent_at.append(clock())
+    clock.seconds += 1
+    breaker.hear(ILL, sent_at=sent_at[0])
+    clock.seconds += OPEN_SECONDS
+
+    for later in sent_at[1:]:
+        breaker.hear(ILL, sent_at=later)
+
+    assert (breaker.state, breaker.barred()) == ("half-open", None)
 
 
 def test_a_probe_that_is_answered_closes_it(breaker: Breaker, clock: Clock) -> None:
