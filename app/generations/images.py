@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from uuid import UUID
@@ -22,7 +23,7 @@ from app.storage.base import Chunks, ObjectMissing, Storage, StorageError
 log = structlog.get_logger(__name__)
 
 # One picture, to a storage that answers: longer, and its connection hangs.
-_MOVE_SECONDS_MAX = 60
+_PATIENCE_SECONDS = 60
 
 
 async def find(connection: AsyncConnection, image_id: str) -> Image | None:
@@ -160,27 +161,35 @@ async def move_all(database: Database, stores: Stores, *, prefix: str, batch_max
                     failures.append((image.id, str(error)))
 
 
-async def empty_spool(database: Database, stores: Stores, *, batch_max: int) -> int:
+async def empty_spool(
+    database: Database, stores: Stores, *, batch_max: int, patience_seconds: float = _PATIENCE_SECONDS
+) -> int:
     """Carry up to `batch_max` images from the spool home, and return how many arrived; none while home is failing.
 
-    One that can't be moved stays, and holds up no other; when home itself is the cause, the rest waits for the next
-    round. Several processes may do this at once. Raises DatabaseUnavailable.
+    One that can't be moved stays, and holds up no other; when home itself is the cause, or none has arrived for
+    `patience_seconds`, the rest waits for the next round. Several processes may do this at once. Raises
+    DatabaseUnavailable.
     """
     if stores.failing:
         return 0
     async with database.statement() as connection:
         batch = await _spooled(connection, batch_max=batch_max)
-    arrived = 0
+    arrived, give_up_at = 0, time.monotonic() + patience_seconds
     for image in batch:
         try:
-            async with asyncio.timeout(_MOVE_SECONDS_MAX):
-                arrived += await _move(database, stores, image, prefix="")
+            async with asyncio.timeout(give_up_at - time.monotonic()):
+                moved = await _move(database, stores, image, prefix="")
         except (StorageError, TimeoutError) as error:
-            if not await _is_there(database, image):
-                continue
-            log.error("image_stays_in_spool", image_id=image.id, detail=str(error) or "it took too long")
-            if not await stores.answers():
+            if await _is_there(database, image):
+                log.error("image_stays_in_spool", image_id=image.id, detail=str(error) or "it took too long")
+                if not await stores.answers():
+                    break
+            # A storage that is silent may answer when it is asked how it is: each image would be waited for.
+            if time.monotonic() > give_up_at:
                 break
+        else:
+            arrived += moved
+            give_up_at = time.monotonic() + patience_seconds
     telemetry.unspooled_total.inc(arrived)
     return arrived
 

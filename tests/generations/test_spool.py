@@ -23,7 +23,7 @@ from app.generations.records import Generation, Held, Image, Move
 from app.generations.recovery import recover_once
 from app.generations.rehost import Rehost
 from app.generations.stores import Stores
-from app.storage.base import ObjectMissing, StorageError
+from app.storage.base import ObjectMissing, StorageError, StorageUnavailable
 from app.storage.folder import FolderStorage
 from app.upstream.breaker import Breaker
 from app.upstream.catalog import load_catalog
@@ -153,6 +153,14 @@ async def test_a_picture_that_is_not_what_it_was_stays_and_holds_up_no_other(par
     assert (await parts.stores.spool.head(spoiled.storage_key)).bytes == len(_png())
 
 
+class Slow(FolderStorage):
+    """A store that takes every picture, and its time."""
+
+    async def put(self, key: str, body: bytes, *, content_type: str) -> None:
+        await asyncio.sleep(0.6)
+        await super().put(key, body, content_type=content_type)
+
+
 class KeepsHalf(FolderStorage):
     """A store that says it kept what it cut, as one did when an upload broke off."""
 
@@ -170,6 +178,50 @@ async def test_a_picture_that_arrives_cut_stays_in_the_spool(parts: Parts) -> No
     assert arrived == 0
     assert (await parts.find(image)).storage == "spool"
     assert (await parts.stores.spool.head(image.storage_key)).bytes == image.size_bytes
+    await stores.close()
+    await home.close()
+
+
+class TakesNone(FolderStorage):
+    """A store that answers every question about itself, and is silent, or fails after a while, when given a picture."""
+
+    def __init__(self, root: Path, *, fails_after_seconds: float) -> None:
+        super().__init__(root)
+        self.offered = 0
+        self._fails_after_seconds = fails_after_seconds
+
+    async def put(self, key: str, body: bytes, *, content_type: str) -> None:
+        self.offered += 1
+        await asyncio.sleep(self._fails_after_seconds)
+        raise StorageUnavailable(self.name, "as the test wants it")
+
+
+@pytest.mark.parametrize(("fails_after_seconds", "offered_max"), [(3600, 1), (0.6, 2)])
+async def test_a_storage_that_takes_its_time_to_take_none_is_waited_for_once_a_round(
+    parts: Parts, fails_after_seconds: float, offered_max: int
+) -> None:
+    found = [await parts.spooled() for _ in range(4)]
+    home = TakesNone(parts.folder, fails_after_seconds=fails_after_seconds)
+    stores = make_stores(parts.database, home)
+
+    arrived = await images.empty_spool(parts.database, stores, batch_max=8, patience_seconds=1)
+
+    assert arrived == 0
+    assert 1 <= home.offered <= offered_max
+    assert [(await parts.find(image)).storage for image in found] == ["spool"] * 4
+    await stores.close()
+    await home.close()
+
+
+async def test_a_storage_that_is_slow_is_given_each_picture_that_it_takes(parts: Parts) -> None:
+    for _ in range(4):
+        await parts.spooled()
+    home = Slow(parts.folder)
+    stores = make_stores(parts.database, home)
+
+    arrived = await images.empty_spool(parts.database, stores, batch_max=8, patience_seconds=2)
+
+    assert arrived == 4, "although all of them took longer than one may"
     await stores.close()
     await home.close()
 
