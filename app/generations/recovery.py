@@ -1,12 +1,15 @@
 """Who finishes what a crash, a freeze or an outage left standing?
 
 The generations table is the queue and every process runs this; there is no broker and no leader. A row whose lease has
-run out is claimed by whoever comes first, and driven on by the same driver that the request would have used.
+run out is claimed by whoever comes first, and driven on by the same driver that the request would have used. What is
+slow holds up only itself: a generation whose source is silent has one place of several, and the storage has none.
 """
 
 import asyncio
 import random
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from uuid import UUID
 
 import structlog
 
@@ -15,6 +18,7 @@ from app.database.pool import Database
 from app.errors import AppError
 from app.generations import images, records, risk, spool
 from app.generations.driver import Driver
+from app.generations.records import Generation
 from app.generations.stores import Stores
 from app.generations.usage import all_unknown
 from app.storage.base import StorageError
@@ -24,6 +28,7 @@ log = structlog.get_logger(__name__)
 # The system's own chance: the module's shared generator is somebody's seed in a test beside us.
 _CHANCE = random.SystemRandom()
 
+# Generations driven at once, and images erased, or carried home, in one go.
 _BATCH_MAX = 8
 
 
@@ -36,37 +41,140 @@ class Recovered:
     erased: int
     unspooled: int = 0
 
-    @property
-    def full(self) -> bool:
-        """Whether there may be more to do at once."""
-        return self.claimed == _BATCH_MAX or self.unspooled == _BATCH_MAX
-
 
 async def recover_once(database: Database, driver: Driver, stores: Stores, *, lease_seconds: float) -> Recovered:
-    """Claim one batch of generations whose lease has run out, drive each on, erase what deletion left over, and carry
-    a batch of images from the spool to a storage that answers again.
+    """Claim one batch of generations whose lease has run out, drive each on, carry a batch of images from the spool
+    to a storage that answers again, and erase what deletion left over: one after the other, and done when it returns.
 
     A generation that can't be driven is logged and left to the next round. Raises DatabaseUnavailable.
     """
+    claimed = await _claim(database, lease_seconds=lease_seconds, places=_BATCH_MAX)
+    ended = sum(await asyncio.gather(*(_drive_on(driver, generation) for generation in claimed)))
+    # In this order: emptying the spool asks home how it is, and while that fails nothing is erased there.
+    unspooled = await _empty_spool(database, stores)
+    erased = await _erase(database, stores)
+    await _show(database, stores)
+    return Recovered(len(claimed), ended, erased, unspooled)
+
+
+async def recover_for_ever(
+    database: Database,
+    driver: Driver,
+    stores: Stores,
+    *,
+    lease_seconds: float,
+    interval_seconds: float,
+) -> None:
+    """Recover at once and then about every `interval_seconds`, until cancelled; then nothing of it runs any more.
+
+    Each part of it goes at its own pace, and none waits for another.
+    """
+    driving: dict[UUID, asyncio.Task[None]] = {}
+    async with asyncio.TaskGroup() as group:
+
+        async def drive() -> bool:
+            return await _fill_places(database, driver, group, driving, lease_seconds=lease_seconds)
+
+        async def erase() -> bool:
+            return await _erase(database, stores) == _BATCH_MAX
+
+        async def empty_spool() -> bool:
+            return await _empty_spool(database, stores) == _BATCH_MAX
+
+        async def show() -> bool:
+            await _show(database, stores)
+            return False
+
+        for part in (drive, erase, empty_spool, show):
+            group.create_task(_again_and_again(part, interval_seconds))
+
+
+async def _again_and_again(part: Callable[[], Awaitable[bool]], interval_seconds: float) -> None:
+    """Do a part of recovery about every `interval_seconds`, and at once again when it says that there may be more."""
+    while True:
+        more = False
+        try:
+            more = await part()
+        except AppError as error:
+            log.warning("recovery_postponed", code=error.code)
+        except Exception:
+            # It ran unguarded once: the first error nobody foresaw ended recovery for good, without a word.
+            log.exception("recovery_round_failed")
+        if not more:
+            # Jitter keeps replicas that were started together from asking together.
+            await asyncio.sleep(interval_seconds * _CHANCE.uniform(0.5, 1.5))
+
+
+async def _fill_places(
+    database: Database,
+    driver: Driver,
+    group: asyncio.TaskGroup,
+    driving: dict[UUID, asyncio.Task[None]],
+    *,
+    lease_seconds: float,
+) -> bool:
+    """Wait for a free place, claim as many generations as there are, and begin to drive them in tasks of `group`.
+
+    Tells whether there may be more to claim.
+    """
+    if len(driving) >= _BATCH_MAX:
+        await asyncio.wait(driving.values(), return_when=asyncio.FIRST_COMPLETED)
+    places = _BATCH_MAX - len(driving)
+    claimed = await _claim(database, lease_seconds=lease_seconds, places=places)
+    for generation in claimed:
+        # One that outlasts its lease is claimed while it is driven here. It has a new lease then, and needs no more: a
+        # storage that hangs would else take place after place with the same few.
+        if generation.id not in driving:
+            driving[generation.id] = group.create_task(_drive_in_place(driver, generation, driving))
+    return len(claimed) == places
+
+
+async def _drive_in_place(driver: Driver, generation: Generation, driving: dict[UUID, asyncio.Task[None]]) -> None:
+    try:
+        await _drive_on(driver, generation)
+    finally:
+        del driving[generation.id]
+
+
+async def _claim(database: Database, *, lease_seconds: float, places: int) -> Sequence[Generation]:
     async with database.statement() as connection:
-        claimed = await records.claim(connection, lease_seconds=lease_seconds, batch_max=_BATCH_MAX)
-    driven = await asyncio.gather(*(driver.drive(generation) for generation in claimed), return_exceptions=True)
-    ended = 0
-    for generation, outcome in zip(claimed, driven, strict=True):
-        if isinstance(outcome, BaseException):
-            log.error("recovery_failed", generation_id=str(generation.id), exc_info=outcome)
-            continue
-        telemetry.recovered_total.labels(outcome.state).inc()
-        ended += outcome.ended
+        claimed = await records.claim(connection, lease_seconds=lease_seconds, batch_max=places)
+    if claimed:
+        log.info("recovered", claimed=len(claimed))
+    return claimed
+
+
+async def _drive_on(driver: Driver, generation: Generation) -> bool:
+    """Drive one on, and tell whether it has ended."""
+    try:
+        driven = await driver.drive(generation)
+    except Exception:
+        # Of the others, none is to be cut off for what nobody foresaw of one.
+        log.exception("recovery_failed", generation_id=str(generation.id))
+        return False
+    telemetry.recovered_total.labels(driven.state).inc()
+    return driven.ended
+
+
+async def _erase(database: Database, stores: Stores) -> int:
+    erased = await images.erase_left_over(database, stores, batch_max=_BATCH_MAX)
+    if erased:
+        log.info("recovered", erased=erased)
+    return erased
+
+
+async def _empty_spool(database: Database, stores: Stores) -> int:
     if stores.failing:
         await stores.answers()
-    erased = await images.erase_left_over(database, stores, batch_max=_BATCH_MAX)
     unspooled = await images.empty_spool(database, stores, batch_max=_BATCH_MAX)
+    if unspooled:
+        log.info("recovered", unspooled=unspooled)
+    return unspooled
+
+
+async def _show(database: Database, stores: Stores) -> None:
     await _tell(database, stores)
     await _show_unknown(database)
-    if claimed or erased or unspooled:
-        log.info("recovered", claimed=len(claimed), ended=ended, erased=erased, unspooled=unspooled)
-    return Recovered(len(claimed), ended, erased, unspooled)
 
 
 async def _tell(database: Database, stores: Stores) -> None:
@@ -88,26 +196,3 @@ async def _show_unknown(database: Database) -> None:
     telemetry.unknown_generations.set(unknown.generations)
     telemetry.unknown_held_micros.set(unknown.micros)
     telemetry.unknown_oldest_seconds.set(unknown.oldest_seconds)
-
-
-async def recover_for_ever(
-    database: Database,
-    driver: Driver,
-    stores: Stores,
-    *,
-    lease_seconds: float,
-    interval_seconds: float,
-) -> None:
-    """Recover at once and then about every `interval_seconds`, until cancelled. A full batch is followed at once."""
-    while True:
-        recovered = Recovered(0, 0, 0)
-        try:
-            recovered = await recover_once(database, driver, stores, lease_seconds=lease_seconds)
-        except AppError as error:
-            log.warning("recovery_postponed", code=error.code)
-        except Exception:
-            # It ran unguarded once: the first error nobody foresaw ended recovery for good, without a word.
-            log.exception("recovery_round_failed")
-        if not recovered.full:
-            # Jitter keeps replicas that were started together from asking together.
-            await asyncio.sleep(interval_seconds * _CHANCE.uniform(0.5, 1.5))
