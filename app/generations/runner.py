@@ -159,7 +159,7 @@ class Runner:
     ) -> Generation:
         """Return a generation of this user once it has ended, or as it stands after `seconds`.
 
-        None waits as long as its runner works on it; one that was left to recovery is returned as it stands. Raises
+        None waits as long as its runner's lease holds; one that was left to recovery is returned as it stands. Raises
         NotFound for another user's, as for one that never was. Who waits is counted for `crowded`, unless the order
         `has_slot`, which bounds their number by itself.
         """
@@ -176,7 +176,8 @@ class Runner:
         deadline = None if seconds is None else time.monotonic() + seconds
         task = self._running.get((user_id, generation_id))
         if task is not None:
-            await asyncio.wait({task}, timeout=seconds)
+            # A runner goes on for longer than its lease while storage and database are away. Nobody waits for that.
+            await asyncio.wait({task}, timeout=self._pending_lease_seconds if seconds is None else seconds)
             if task.done():
                 return _result(task)
         while True:

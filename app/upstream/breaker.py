@@ -41,7 +41,8 @@ class Breaker:
     """What one process has heard from upstream lately. It belongs to one event loop, and waits for nothing."""
 
     def __init__(self, *, open_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """`open_seconds` pass before a probe, and before another while that has no answer; 0 never opens.
+        """`open_seconds` pass before a probe, and before a second while that has no answer, and twice as many before
+        each further one; 0 never opens.
 
         `clock` gives seconds, as everything here counts them.
         """
@@ -52,6 +53,9 @@ class Breaker:
         # When the trouble began, and when it was last heard of.
         self._began_at = self._opened_at = -math.inf
         self._probed_at = -math.inf
+        # How long the next probe waits for the last one's answer: twice as long each time. At one pace, an upstream
+        # that is silent for its whole timeout would get twenty paid orders, and leave each of them unknown.
+        self._gap_seconds = open_seconds
         # Each probe is another object, so that one which gave up long ago can't give back its successor's turn.
         self._probe: object | None = None
 
@@ -60,17 +64,17 @@ class Breaker:
         """Whether orders go, none does, or one may, or has gone, as a probe."""
         if self._code is None:
             return "closed"
-        return "open" if self._remaining_seconds(self._opened_at) > 0 else "half-open"
+        return "open" if self._clock() < self._opened_at + self._open_seconds else "half-open"
 
     def barred(self) -> Barred | None:
         """Return why an order would not be sent now; None when it would."""
         if self._code is None:
             return None
-        if (remaining_seconds := self._remaining_seconds(self._opened_at)) > 0:
+        if (remaining_seconds := self._opened_at + self._open_seconds - self._clock()) > 0:
             return Barred(self._code, math.ceil(remaining_seconds))
         # A picture may take upstream minutes. Were its first probe the only one, all would wait for that one answer,
         # or for its timeout, long after upstream is well.
-        if self._probe is not None and (remaining_seconds := self._remaining_seconds(self._probed_at)) > 0:
+        if self._probe is not None and (remaining_seconds := self._probed_at + self._gap_seconds - self._clock()) > 0:
             return Barred(self._code, min(math.ceil(remaining_seconds), _PROBING_RETRY_SECONDS))
         return None
 
@@ -78,6 +82,7 @@ class Breaker:
         """Let an order go that is not `barred`. What comes back is for `give_back`."""
         if self._code is None:
             return None
+        self._gap_seconds = self._open_seconds if self._probe is None else 2 * self._gap_seconds
         self._probe, self._probed_at = object(), self._clock()
         return self._probe
 
@@ -101,9 +106,6 @@ class Breaker:
         self._failures += 1
         if self._code is not None or code in _ACCOUNT or self._failures >= _FAILURES_MAX:
             self._open(code)
-
-    def _remaining_seconds(self, since: float) -> float:
-        return max(0.0, since + self._open_seconds - self._clock())
 
     def _open(self, code: RefusalCode) -> None:
         if not self._open_seconds:

@@ -192,3 +192,28 @@ def test_an_order_for_which_the_spool_is_held_already_is_told_of_overload(
         assert (refused.status_code, refused.json()["code"]) == (503, "overloaded")
         assert running.result().status_code == 200
         assert service.order("a third fox").status_code == 200
+
+
+def test_a_client_whose_picture_nothing_takes_waits_for_a_lease_and_the_picture_for_storage(
+    database_url: str, sandbox: RunningSandbox, data_dir: Path, s3: S3Server
+) -> None:
+    with running_service(
+        database_url=database_url,
+        upstream_url=sandbox.url,
+        data_dir=data_dir,
+        s3_bucket=s3.bucket,
+        s3_endpoint_url=s3.url,
+        s3_region="us-east-1",
+        s3_path_style=True,
+        spool_bytes_max=0,
+        upstream_timeout_seconds=1,
+        pending_lease_seconds=3,
+    ) as service:
+        s3.stop()
+
+        answer = service.order("a red fox [[b64]]")
+
+        assert (answer.status_code, answer.json()["state"]) == (202, "pending")
+        s3.start()
+        wait_until(lambda: service.rows("SELECT id FROM generations WHERE state = 'completed'"))
+        assert ask("GET", service.client.get(answer.headers["location"]).json()["images"][0]["url"]).status_code == 200

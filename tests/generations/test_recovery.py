@@ -17,7 +17,8 @@ from sqlalchemy import text
 from app.accounts.keys import Caller
 from app.database.pool import Database
 from app.generations import records
-from app.generations.driver import Driver, Leases
+from app.generations.driver import Driver
+from app.generations.leases import Leases
 from app.generations.records import Generation, Held, Move
 from app.generations.recovery import recover_for_ever
 from app.generations.rehost import Rehost

@@ -102,17 +102,17 @@ def test_after_its_time_one_order_goes_as_a_probe_and_no_other(breaker: Breaker,
     assert breaker.barred() == Barred("upstream_auth_failed", 1)
 
 
-def test_beside_a_probe_without_an_answer_another_goes_each_time_that_as_long_has_passed(
+def test_beside_probes_without_an_answer_another_goes_after_twice_as_long_each_time(
     breaker: Breaker, clock: Clock
 ) -> None:
     opened(breaker, clock)
-    for _ in range(3):
-        clock.seconds += OPEN_SECONDS
+    for share in (1, 1, 2, 4, 8):
+        clock.seconds += share * OPEN_SECONDS - 1
+        assert breaker.barred() is not None
+        clock.seconds += 1
         assert breaker.barred() is None
 
         breaker.admit()
-
-        assert breaker.barred() is not None
 
 
 def test_a_probe_that_is_over_gives_back_its_own_turn_and_not_that_of_the_one_after_it(
@@ -149,8 +149,8 @@ def test_of_two_probes_one_answer_closes_it_although_the_other_failed(breaker: B
 def test_probes_that_fail_one_after_the_other_do_not_keep_the_next_one_waiting(breaker: Breaker, clock: Clock) -> None:
     opened(breaker, clock)
     sent_at = []
-    for _ in range(3):
-        clock.seconds += OPEN_SECONDS
+    for share in (1, 1, 2):
+        clock.seconds += share * OPEN_SECONDS
         breaker.admit()
         sent_at.append(clock())
     clock.seconds += 1
