@@ -114,7 +114,7 @@ PARTS: tuple[Part, ...] = (
         "outage",
         "storage away for longer than source URLs live, under load: nobody notices, until the spool is full",
         outage,
-        pieces=10,
+        pieces=4,
         times=400,
         times_short=24,
     ),
