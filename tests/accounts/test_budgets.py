@@ -1,7 +1,6 @@
-"""Do the budgets hold what RESERVE took and MOVE settled, for every kind of limit and every way to end?"""
+"""Do the budgets hold what RESERVE took and MOVE settled, for every way to end?"""
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -9,40 +8,16 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.accounts import budgets, keys
-from app.accounts.budgets import Limits
 from app.database.pool import Database
 from app.generations import records
 from app.generations.records import Held, KeyNotLive, Move, OverLimit
 from app.generations.repeats import Known
+from tests.accounts.scopes import row_of, set_limits
 from tests.makers import PRICE_MICROS, make_caller, make_image, make_order, reserve
 
 pytestmark = pytest.mark.anyio
 
-NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 LAST_NIGHT_OF_THE_MONTH = datetime(2026, 11, 30, 23, 59, 59, tzinfo=UTC)
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    opened = Database(database_url, connections_max=20, timeout_seconds=10)
-    yield opened
-    await opened.close()
-
-
-@pytest.fixture
-async def connection(database: Database) -> AsyncIterator[AsyncConnection]:
-    async with database.statement() as lent:
-        yield lent
-
-
-async def _row(connection: AsyncConnection, scope: str) -> dict[str, int]:
-    found = await connection.execute(text("SELECT * FROM budgets WHERE scope = :scope"), {"scope": scope})
-    return dict(found.mappings().one())
-
-
-async def _limit(database: Database, scope: str, **limits: int | None) -> None:
-    async with database.transaction() as tx:
-        await budgets.set_limits(tx, scope, limits)
 
 
 @pytest.mark.parametrize(
@@ -51,112 +26,6 @@ async def _limit(database: Database, scope: str, **limits: int | None) -> None:
 )
 async def test_money_is_told_with_all_its_digits_and_two_at_least(micros: int, usd: str) -> None:
     assert budgets.in_usd(micros) == usd
-
-
-@pytest.mark.parametrize(
-    ("limit", "maximum"),
-    [
-        ("in_flight_max", 3),
-        ("requests_per_minute_max", 3),
-        ("images_per_day_max", 3),
-        ("images_per_month_max", 3),
-        ("images_total_max", 3),
-        ("micros_per_month_max", 3 * PRICE_MICROS),
-    ],
-)
-@pytest.mark.parametrize("scope_kind", ["user", "key", "all"])
-async def test_each_limit_of_each_scope_lets_in_what_it_says_and_names_itself_when_it_refuses(
-    database: Database, connection: AsyncConnection, limit: str, maximum: int, scope_kind: str
-) -> None:
-    caller = await make_caller(connection)
-    scope = {"user": f"user:{caller.user_id}", "key": f"key:{caller.api_key_id}", "all": "all"}[scope_kind]
-    await _limit(database, scope, **{limit: maximum})
-
-    answers = [await reserve(connection, caller, now=NOON) for _ in range(4)]
-
-    assert [type(answer) for answer in answers] == [Held, Held, Held, OverLimit]
-    refused = answers[-1]
-    assert isinstance(refused, OverLimit)
-    assert (refused.gauge.scope, refused.gauge.name, refused.gauge.maximum) == (
-        scope,
-        limit.removesuffix("_max"),
-        maximum,
-    )
-    assert await budgets.differences(connection) == []
-
-
-@pytest.mark.parametrize(
-    ("limit", "resets_in_seconds"),
-    [
-        ("images_per_day_max", 12 * 3600),
-        ("images_per_month_max", (8 * 24 + 12) * 3600),
-        ("micros_per_month_max", (8 * 24 + 12) * 3600),
-        ("images_total_max", None),
-        ("in_flight_max", 2),
-        ("requests_per_minute_max", 60),
-    ],
-)
-async def test_a_refusal_says_when_the_limit_resets(
-    database: Database, connection: AsyncConnection, limit: str, resets_in_seconds: int | None
-) -> None:
-    caller = await make_caller(connection)
-    await _limit(database, "all", **{limit: 0})
-
-    refused = await reserve(connection, caller, now=NOON)
-
-    assert isinstance(refused, OverLimit)
-    assert refused.gauge.resets_in_seconds == resets_in_seconds
-
-
-async def test_of_two_broken_limits_the_one_that_lasts_longer_is_named(
-    database: Database, connection: AsyncConnection
-) -> None:
-    caller = await make_caller(connection)
-    await _limit(database, "all", images_per_day_max=0)
-    await _limit(database, f"user:{caller.user_id}", images_per_month_max=0)
-
-    refused = await reserve(connection, caller, now=NOON)
-
-    assert isinstance(refused, OverLimit)
-    assert refused.gauge.name == "images_per_month"
-
-
-async def test_a_refused_order_holds_nothing_in_any_scope(database: Database, connection: AsyncConnection) -> None:
-    caller = await make_caller(connection)
-    await _limit(database, f"user:{caller.user_id}", images_per_day_max=0)
-    await _limit(database, "all", images_per_day_max=5, requests_per_minute_max=5)
-
-    await reserve(connection, caller, now=NOON)
-
-    row = await _row(connection, "all")
-    assert (row["in_flight"], row["images_day"], row["images_total"], row["micros_month"]) == (0, 0, 0, 0)
-    assert (await connection.execute(text("SELECT count(*) FROM generations"))).scalar() == 0
-
-
-async def test_the_request_rate_lets_in_again_as_time_passes(database: Database, connection: AsyncConnection) -> None:
-    caller = await make_caller(connection)
-    await _limit(database, "all", requests_per_minute_max=2)
-    for _ in range(2):
-        await reserve(connection, caller, now=NOON)
-
-    too_soon = await reserve(connection, caller, now=NOON + timedelta(seconds=29))
-    later = await reserve(connection, caller, now=NOON + timedelta(seconds=31))
-
-    assert isinstance(too_soon, OverLimit)
-    assert isinstance(later, Held)
-
-
-async def test_a_clock_that_was_set_back_refuses_for_a_minute_at_most(
-    database: Database, connection: AsyncConnection
-) -> None:
-    caller = await make_caller(connection)
-    await _limit(database, "all", requests_per_minute_max=60)
-    await reserve(connection, caller, now=NOON + timedelta(hours=3))
-
-    answer = await reserve(connection, caller, now=NOON + timedelta(seconds=61))
-
-    assert isinstance(answer, OverLimit)
-    assert answer.gauge.resets_in_seconds == 1
 
 
 @pytest.mark.parametrize(
@@ -177,15 +46,15 @@ async def test_each_end_settles_the_user_and_the_installation_as_it_should(
     all_images: int,
 ) -> None:
     caller = await make_caller(connection)
-    await _limit(database, f"user:{caller.user_id}", images_per_day_max=9)
-    await _limit(database, "all", images_per_day_max=9)
+    await set_limits(database, f"user:{caller.user_id}", images_per_day_max=9)
+    await set_limits(database, "all", images_per_day_max=9)
     held = await reserve(connection, caller)
     assert isinstance(held, Held)
 
     await records.move(connection, held.generation.id, Move(state, leaving=("pending",), settled=settled))
 
     for scope, images in ((f"user:{caller.user_id}", user_images), ("all", all_images)):
-        row = await _row(connection, scope)
+        row = await row_of(connection, scope)
         assert row["in_flight"] == 0
         assert (row["images_day"], row["images_month"], row["images_total"]) == (images, images, images)
         assert row["micros_month"] == images * PRICE_MICROS
@@ -196,7 +65,7 @@ async def test_an_order_for_several_pictures_settles_those_that_came(
     database: Database, connection: AsyncConnection
 ) -> None:
     caller = await make_caller(connection)
-    await _limit(database, "all", images_total_max=9)
+    await set_limits(database, "all", images_total_max=9)
     held = await reserve(connection, caller, make_order(n=4))
     assert isinstance(held, Held)
     pictures = [make_image(held.generation.id, position=position) for position in range(3)]
@@ -207,14 +76,14 @@ async def test_an_order_for_several_pictures_settles_those_that_came(
         Move("completed", leaving=("pending",), settled=(3, 3 * PRICE_MICROS), pictures=pictures),
     )
 
-    row = await _row(connection, "all")
+    row = await row_of(connection, "all")
     assert (row["images_total"], row["micros_month"]) == (3, 3 * PRICE_MICROS)
     assert await budgets.differences(connection) == []
 
 
 async def test_nothing_settles_twice(database: Database, connection: AsyncConnection) -> None:
     caller = await make_caller(connection)
-    await _limit(database, "all", images_total_max=9)
+    await set_limits(database, "all", images_total_max=9)
     held = await reserve(connection, caller)
     assert isinstance(held, Held)
     failed = Move("failed", leaving=("pending",), settled=(0, 0))
@@ -223,28 +92,30 @@ async def test_nothing_settles_twice(database: Database, connection: AsyncConnec
 
     assert moves[0] is not None
     assert moves[1] is None
-    assert (await _row(connection, "all"))["images_total"] == 0
+    assert (await row_of(connection, "all"))["images_total"] == 0
 
 
 async def test_what_is_given_back_after_midnight_does_not_lighten_the_new_day(
     database: Database, connection: AsyncConnection
 ) -> None:
     caller = await make_caller(connection)
-    await _limit(database, "all", images_per_day_max=9, images_per_month_max=9, micros_per_month_max=9 * PRICE_MICROS)
+    await set_limits(
+        database, "all", images_per_day_max=9, images_per_month_max=9, micros_per_month_max=9 * PRICE_MICROS
+    )
     before = await reserve(connection, caller, now=LAST_NIGHT_OF_THE_MONTH)
     await reserve(connection, caller, now=LAST_NIGHT_OF_THE_MONTH + timedelta(seconds=2))
     assert isinstance(before, Held)
 
     await records.move(connection, before.generation.id, Move("failed", leaving=("pending",), settled=(0, 0)))
 
-    row = await _row(connection, "all")
+    row = await row_of(connection, "all")
     assert (row["images_day"], row["images_month"], row["micros_month"]) == (1, 1, PRICE_MICROS)
     assert await budgets.differences(connection) == []
 
 
 async def test_a_window_never_rolls_back(database: Database, connection: AsyncConnection) -> None:
     caller = await make_caller(connection)
-    await _limit(database, "all", images_per_day_max=1)
+    await set_limits(database, "all", images_per_day_max=1)
     await reserve(connection, caller, now=LAST_NIGHT_OF_THE_MONTH + timedelta(seconds=2))
 
     late = await reserve(connection, caller, now=LAST_NIGHT_OF_THE_MONTH)
@@ -257,7 +128,7 @@ async def test_a_known_key_is_answered_although_the_quota_is_spent(
     database: Database, connection: AsyncConnection
 ) -> None:
     caller = await make_caller(connection)
-    await _limit(database, "all", images_total_max=1)
+    await set_limits(database, "all", images_total_max=1)
     first = await reserve(connection, caller, idempotency_key="k")
     assert isinstance(first, Held)
 
@@ -281,7 +152,7 @@ async def test_a_revoked_key_and_a_disabled_user_start_nothing(connection: Async
 
 async def test_one_key_used_at_once_by_many_holds_once(database: Database, connection: AsyncConnection) -> None:
     caller = await make_caller(connection)
-    await _limit(database, "all", images_total_max=9)
+    await set_limits(database, "all", images_total_max=9)
 
     async def one() -> object:
         async with database.statement() as own:
@@ -291,77 +162,15 @@ async def test_one_key_used_at_once_by_many_holds_once(database: Database, conne
 
     assert [type(answer) for answer in answers].count(Held) == 1
     assert [type(answer) for answer in answers].count(Known) == 39
-    assert (await _row(connection, "all"))["images_total"] == 1
+    assert (await row_of(connection, "all"))["images_total"] == 1
     assert await budgets.differences(connection) == []
-
-
-async def test_many_orders_at_once_pass_a_limit_exactly(database: Database, connection: AsyncConnection) -> None:
-    caller = await make_caller(connection)
-    await _limit(database, f"user:{caller.user_id}", images_per_day_max=100)
-    await _limit(database, "all", images_per_day_max=1000)
-
-    async def one() -> object:
-        async with database.statement() as own:
-            return await reserve(own, caller)
-
-    answers = await asyncio.gather(*(one() for _ in range(300)))
-
-    assert [type(answer) for answer in answers].count(Held) == 100
-    assert [type(answer) for answer in answers].count(OverLimit) == 200
-    assert await budgets.differences(connection) == []
-
-
-async def test_a_first_limit_counts_what_was_used_before_it(database: Database, connection: AsyncConnection) -> None:
-    caller = await make_caller(connection)
-    await reserve(connection, caller)
-    ended = await reserve(connection, caller)
-    assert isinstance(ended, Held)
-    await records.move(connection, ended.generation.id, Move("failed", leaving=("pending",), settled=(0, 0)))
-
-    await _limit(database, f"user:{caller.user_id}", images_total_max=2)
-
-    row = await _row(connection, f"user:{caller.user_id}")
-    assert (row["in_flight"], row["images_day"], row["images_total"]) == (1, 1, 1)
-
-
-async def test_a_limit_that_is_set_while_orders_run_counts_each_of_them(
-    database: Database, connection: AsyncConnection
-) -> None:
-    caller = await make_caller(connection)
-
-    async def order() -> None:
-        async with database.statement() as own:
-            held = await reserve(own, caller)
-            assert isinstance(held, Held)
-            await records.move(own, held.generation.id, Move("failed", leaving=("pending",), settled=(0, 0)))
-            await reserve(own, caller)
-
-    async def limit() -> None:
-        for maximum in (1000, None) * 5 + (1000,):
-            await _limit(database, f"user:{caller.user_id}", images_total_max=maximum)
-
-    await asyncio.gather(limit(), *(order() for _ in range(60)))
-
-    assert (await _row(connection, f"user:{caller.user_id}"))["images_total"] == 60
-    assert await budgets.differences(connection) == []
-
-
-async def test_the_last_limit_that_goes_takes_the_row_along(database: Database, connection: AsyncConnection) -> None:
-    await _limit(database, "all", images_total_max=2, in_flight_max=1)
-
-    await _limit(database, "all", images_total_max=None)
-    one_left = await budgets.limits_of(connection, "all")
-    await _limit(database, "all", in_flight_max=None)
-
-    assert one_left == Limits(in_flight_max=1)
-    assert (await connection.execute(text("SELECT count(*) FROM budgets"))).scalar() == 0
 
 
 async def test_what_the_sandbox_made_leaves_the_books_when_a_real_key_comes(
     database: Database, connection: AsyncConnection
 ) -> None:
     caller = await make_caller(connection)
-    await _limit(database, "all", images_total_max=9)
+    await set_limits(database, "all", images_total_max=9)
     running = await reserve(connection, caller)
     await reserve(connection, caller)
     assert isinstance(running, Held)
@@ -371,7 +180,7 @@ async def test_what_the_sandbox_made_leaves_the_books_when_a_real_key_comes(
         left_out = await budgets.leave_sandbox_out(tx)
     await records.move(connection, running.generation.id, Move("failed", leaving=("pending",), settled=(0, 0)))
 
-    row = await _row(connection, "all")
+    row = await row_of(connection, "all")
     assert left_out == 2
     assert (row["in_flight"], row["images_total"], row["micros_month"]) == (0, 0, 0)
     assert await budgets.differences(connection) == []
@@ -396,7 +205,7 @@ async def test_a_start_that_finds_nothing_of_the_sandbox_waits_for_no_order_and_
 
 async def test_a_counter_that_was_tampered_with_is_found(database: Database, connection: AsyncConnection) -> None:
     caller = await make_caller(connection)
-    await _limit(database, "all", images_total_max=9)
+    await set_limits(database, "all", images_total_max=9)
     await reserve(connection, caller)
     await connection.execute(text("UPDATE budgets SET images_total = 7"))
 

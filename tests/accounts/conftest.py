@@ -1,0 +1,21 @@
+"""What do the tests of this room share: a pool wide enough for crowds, and a connection of it?"""
+
+from collections.abc import AsyncIterator
+
+import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.database.pool import Database
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    opened = Database(database_url, connections_max=20, timeout_seconds=10)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def connection(database: Database) -> AsyncIterator[AsyncConnection]:
+    async with database.statement() as lent:
+        yield lent
