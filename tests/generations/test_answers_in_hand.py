@@ -31,7 +31,7 @@ from app.upstream.breaker import Breaker
 from app.upstream.catalog import load_catalog
 from app.upstream.client import Upstream
 from app.upstream.download import Downloader
-from tests.generations.test_driver import Parts, parts  # noqa: F401 - a fixture.
+from tests.generations.parts import Parts
 from tests.makers import make_caller, make_order, make_stores, reserve
 from tests.s3_server import running_s3
 from tests.sandbox_server import RunningSandbox
@@ -234,7 +234,7 @@ async def test_a_spool_that_refuses_a_picture_for_what_nobody_foresaw_drops_none
 
 
 @pytest.fixture
-async def hung(parts: Parts, tmp_path: Path) -> AsyncIterator[Driver]:  # noqa: F811
+async def hung(parts: Parts, tmp_path: Path) -> AsyncIterator[Driver]:
     """A driver whose storage takes every question and answers none for a minute."""
     with running_s3(tmp_path / "s3") as server:
         bucket = S3Storage(
@@ -263,7 +263,7 @@ async def hung(parts: Parts, tmp_path: Path) -> AsyncIterator[Driver]:  # noqa: 
             await part.close()
 
 
-async def test_recovery_leaves_a_row_to_the_next_round_when_storage_hangs(parts: Parts, hung: Driver) -> None:  # noqa: F811
+async def test_recovery_leaves_a_row_to_the_next_round_when_storage_hangs(parts: Parts, hung: Driver) -> None:
     generation = await parts.reserve(lease_seconds=-1)
     async with parts.database.statement() as connection:
         (claimed,) = await records.claim(connection, lease_seconds=60, batch_max=1)
@@ -275,9 +275,9 @@ async def test_recovery_leaves_a_row_to_the_next_round_when_storage_hangs(parts:
     assert time.monotonic() - began < 10
 
 
-async def test_a_persons_word_is_not_taken_while_storage_hangs(parts: Parts, hung: Driver) -> None:  # noqa: F811
+async def test_a_persons_word_is_not_taken_while_storage_hangs(parts: Parts, hung: Driver) -> None:
     await parts.reserve()
-    unknown = await parts.recover()
+    unknown = await parts.recovered()
 
     with pytest.raises(RehostFailed):
         async with asyncio.timeout(10):

@@ -4,113 +4,24 @@ Each test puts a row where a crash could have left it and lets a driver of its o
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
-from io import BytesIO
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from PIL import Image as Pillow
 from sqlalchemy import text
 
 from app.accounts import budgets
-from app.accounts.keys import Caller
-from app.database.pool import Database
 from app.generations import images, records
-from app.generations.driver import Driver
-from app.generations.leases import Leases
-from app.generations.records import Generation, Held, Move
-from app.generations.recovery import recover_once
-from app.generations.rehost import Rehost
-from app.generations.stores import Stores
+from app.generations.records import Generation, Move
 from app.storage.base import ObjectMissing
-from app.storage.folder import FolderStorage
 from app.storage.s3 import S3Storage
-from app.upstream.breaker import Breaker
 from app.upstream.catalog import load_catalog
-from app.upstream.client import Upstream
-from app.upstream.download import Downloader
-from tests.makers import PRICE_MICROS, make_caller, make_order, make_stores, reserve
+from tests.generations.parts import Parts, png
+from tests.makers import PRICE_MICROS, make_stores
 from tests.s3_server import running_s3
 from tests.sandbox_server import RunningSandbox
 
 pytestmark = pytest.mark.anyio
-
-
-@dataclass(frozen=True)
-class Parts:
-    database: Database
-    storage: FolderStorage
-    upstream: Upstream
-    driver: Driver
-    stores: Stores
-    caller: Caller
-
-    async def reserve(self, prompt: str = "a cat", *, lease_seconds: float = 60) -> Generation:
-        async with self.database.statement() as connection:
-            held = await reserve(connection, self.caller, make_order(prompt), lease_seconds=lease_seconds)
-        assert isinstance(held, Held)
-        return held.generation
-
-    async def move(self, generation: Generation, to: Move) -> Generation:
-        async with self.database.statement() as connection:
-            moved = await records.move(connection, generation.id, to)
-        assert moved is not None
-        return moved
-
-    async def recover(self) -> Generation:
-        """Let recovery run once over the one row whose lease has run out, and return that row."""
-        async with self.database.statement() as connection:
-            await connection.execute(
-                text("UPDATE generations SET lease_until = now() - interval '1 s' WHERE lease_until IS NOT NULL")
-            )
-        await recover_once(self.database, self.driver, self.stores, lease_seconds=60)
-        async with self.database.statement() as connection:
-            (generation,) = await records.page(connection, limit=2)
-            assert await budgets.differences(connection) == []
-        return generation
-
-
-@pytest.fixture
-async def parts(database_url: str, sandbox: RunningSandbox, tmp_path: Path) -> AsyncIterator[Parts]:
-    database = Database(database_url, connections_max=5, timeout_seconds=10)
-    storage = FolderStorage(tmp_path / "images")
-    upstream = Upstream(
-        base_url=sandbox.url,
-        api_key="a-key",
-        connect_timeout_seconds=5,
-        read_timeout_seconds=10,
-        total_timeout_seconds=10,
-    )
-    downloader = Downloader(allow_loopback_http=True, timeout_seconds=5)
-    stores = make_stores(database, storage)
-    rehost = Rehost(downloader=downloader, stores=stores, pixels_max=10**8, in_flight_max=4)
-    leases = Leases(pending_seconds=2, generated_seconds=2, source_lifetime_seconds=3600)
-    driver = Driver(
-        database=database,
-        upstream=upstream,
-        breaker=Breaker(open_seconds=0),
-        catalog=load_catalog(None),
-        rehost=rehost,
-        leases=leases,
-    )
-    async with database.transaction() as tx:
-        caller = await make_caller(tx)
-        await budgets.set_limits(tx, f"user:{caller.user_id}", {"images_total_max": 100})
-        await budgets.set_limits(tx, "all", {"images_total_max": 100})
-    yield Parts(database, storage, upstream, driver, stores, caller)
-    await rehost.close()
-    await downloader.close()
-    await upstream.close()
-    await stores.close()
-    await storage.close()
-    await database.close()
-
-
-def _png() -> bytes:
-    target = BytesIO()
-    Pillow.new("RGB", (64, 64), "teal").save(target, "PNG")
-    return target.getvalue()
 
 
 async def test_a_fresh_order_is_sent_once_and_completes(parts: Parts, sandbox: RunningSandbox) -> None:
@@ -137,7 +48,7 @@ async def test_a_pending_row_of_a_dead_runner_is_never_sent_and_ends_unknown_wit
 ) -> None:
     await parts.reserve()
 
-    ended = await parts.recover()
+    ended = await parts.recovered()
 
     assert ended.state == "unknown"
     assert ended.settled_micros is None
@@ -146,13 +57,13 @@ async def test_a_pending_row_of_a_dead_runner_is_never_sent_and_ends_unknown_wit
 
 async def test_a_pending_row_whose_picture_is_stored_completes(parts: Parts, sandbox: RunningSandbox) -> None:
     generation = await parts.reserve()
-    await parts.storage.put(f"{generation.storage_stem}-0.png", _png(), content_type="image/png")
+    await parts.home.put(f"{generation.storage_stem}-0.png", png(), content_type="image/png")
 
-    ended = await parts.recover()
+    ended = await parts.recovered()
 
     assert ended.state == "completed"
     assert ended.images[0].storage_key == f"{generation.storage_stem}-0.png"
-    assert (ended.images[0].width, ended.images[0].size_bytes) == (64, len(_png()))
+    assert (ended.images[0].width, ended.images[0].size_bytes) == (64, len(png()))
     assert sandbox.witness()["asked"] == 0
 
 
@@ -162,7 +73,7 @@ async def test_a_generated_row_gets_its_image_without_being_sent_again(parts: Pa
     asked_before = sandbox.witness()["asked"]
     await parts.move(generation, Move("generated", leaving=("pending",), source_urls=sources, lease_seconds=60))
 
-    ended = await parts.recover()
+    ended = await parts.recovered()
 
     assert ended.state == "completed"
     assert ended.source_urls is None
@@ -177,7 +88,7 @@ async def test_a_generated_row_whose_source_has_expired_is_lost_and_its_user_is_
         Move("generated", leaving=("pending",), source_urls=sources, source_lifetime_seconds=-1, lease_seconds=60),
     )
 
-    ended = await parts.recover()
+    ended = await parts.recovered()
 
     assert (ended.state, ended.failure_code) == ("lost", "image_unavailable")
     async with parts.database.statement() as connection:
@@ -194,32 +105,30 @@ async def test_a_generated_row_whose_picture_is_stored_completes_although_its_so
         generation,
         Move("generated", leaving=("pending",), source_urls=sources, source_lifetime_seconds=-1, lease_seconds=60),
     )
-    await parts.storage.put(f"{generation.storage_stem}-0.png", _png(), content_type="image/png")
+    await parts.home.put(f"{generation.storage_stem}-0.png", png(), content_type="image/png")
 
-    ended = await parts.recover()
+    ended = await parts.recovered()
 
-    assert (ended.state, ended.images[0].size_bytes) == ("completed", len(_png()))
+    assert (ended.state, ended.images[0].size_bytes) == ("completed", len(png()))
     assert sandbox.witness()["pictures"]["asked"] == 0
 
 
 async def test_of_two_pictures_one_of_which_can_not_be_had_any_more_the_other_is_kept_and_settled(parts: Parts) -> None:
-    async with parts.database.statement() as connection:
-        held = await reserve(connection, parts.caller, make_order(n=2))
-    assert isinstance(held, Held)
+    generation = await parts.reserve(n=2)
     sources = [
-        *await _source_urls(parts, replace(held.generation, prompt="a cat [[picture missing]]")),
-        *await _source_urls(parts, held.generation),
+        *await _source_urls(parts, replace(generation, prompt="a cat [[picture missing]]")),
+        *await _source_urls(parts, generation),
     ]
     await parts.move(
-        held.generation,
+        generation,
         Move("generated", leaving=("pending",), source_urls=sources, source_lifetime_seconds=-1, lease_seconds=60),
     )
 
-    ended = await parts.recover()
+    ended = await parts.recovered()
 
     assert (ended.state, ended.settled_images, ended.settled_micros) == ("completed", 1, PRICE_MICROS)
     assert [image.position for image in ended.images] == [0]
-    assert ended.images[0].storage_key == f"{held.generation.storage_stem}-1.png"
+    assert ended.images[0].storage_key == f"{generation.storage_stem}-1.png"
     async with parts.database.statement() as connection:
         assert {gauge.used for gauge in await _all_gauges(connection)} == {1}
 
@@ -229,7 +138,7 @@ async def test_a_generated_row_whose_source_lives_but_does_not_answer_stays_for_
     sources = await _source_urls(parts, generation)
     await parts.move(generation, Move("generated", leaving=("pending",), source_urls=sources, lease_seconds=60))
 
-    left = await parts.recover()
+    left = await parts.recovered()
 
     assert left.state == "generated"
     assert left.attempts == 1
@@ -241,7 +150,7 @@ async def test_an_answer_that_comes_after_recovery_gave_up_still_counts(parts: P
     late = asyncio.create_task(parts.driver.drive(generation))
     while sandbox.witness()["asked"] == 0:
         await asyncio.sleep(0.02)
-    assert (await parts.recover()).state == "unknown"
+    assert (await parts.recovered()).state == "unknown"
 
     ended = await late
 
@@ -256,7 +165,7 @@ async def test_an_unknown_row_is_resolved_by_a_persons_word(
     parts: Parts, billed: bool, state: str, settled_micros: int
 ) -> None:
     await parts.reserve()
-    unknown = await parts.recover()
+    unknown = await parts.recovered()
 
     resolved = await parts.driver.resolve(unknown, billed=billed, by="ada")
 
@@ -266,8 +175,8 @@ async def test_an_unknown_row_is_resolved_by_a_persons_word(
 
 async def test_a_picture_in_storage_outranks_the_word_that_nothing_was_billed(parts: Parts) -> None:
     generation = await parts.reserve()
-    unknown = await parts.recover()
-    await parts.storage.put(f"{generation.storage_stem}-0.png", _png(), content_type="image/png")
+    unknown = await parts.recovered()
+    await parts.home.put(f"{generation.storage_stem}-0.png", png(), content_type="image/png")
 
     resolved = await parts.driver.resolve(unknown, billed=False, by="ada")
 
@@ -277,20 +186,18 @@ async def test_a_picture_in_storage_outranks_the_word_that_nothing_was_billed(pa
 
 async def test_a_pending_row_with_a_broken_object_under_its_key_does_not_stay_for_ever(parts: Parts) -> None:
     generation = await parts.reserve()
-    await parts.storage.put(f"{generation.storage_stem}-0.png", _png()[:40], content_type="image/png")
+    await parts.home.put(f"{generation.storage_stem}-0.png", png()[:40], content_type="image/png")
 
-    ended = await parts.recover()
+    ended = await parts.recovered()
 
     assert ended.state == "unknown"
 
 
 async def test_a_pending_row_with_some_of_its_pictures_stored_is_unknown_and_gives_nothing_back(parts: Parts) -> None:
-    async with parts.database.statement() as connection:
-        held = await reserve(connection, parts.caller, make_order(n=2))
-    assert isinstance(held, Held)
-    await parts.storage.put(f"{held.generation.storage_stem}-0.png", _png(), content_type="image/png")
+    generation = await parts.reserve(n=2)
+    await parts.home.put(f"{generation.storage_stem}-0.png", png(), content_type="image/png")
 
-    ended = await parts.recover()
+    ended = await parts.recovered()
 
     assert (ended.state, ended.settled_micros, ended.held_micros) == ("unknown", None, 2 * PRICE_MICROS)
 
@@ -319,7 +226,7 @@ async def test_what_a_lost_reserve_may_have_held_is_given_back(parts: Parts) -> 
 
 async def test_a_late_answer_brings_no_words_back_to_a_deleted_generation(parts: Parts) -> None:
     generation = await parts.reserve()
-    unknown = await parts.recover()
+    unknown = await parts.recovered()
     await images.delete(parts.database, parts.stores, unknown)
 
     late = await parts.driver.drive(replace(generation, prompt="a cat"))
@@ -327,7 +234,7 @@ async def test_a_late_answer_brings_no_words_back_to_a_deleted_generation(parts:
 
     assert (late.state, late.prompt, late.revised_prompt) == ("completed", None, None)
     with pytest.raises(ObjectMissing):
-        await parts.storage.head(late.images[0].storage_key)
+        await parts.home.head(late.images[0].storage_key)
 
 
 async def test_images_that_can_not_be_erased_keep_no_others_waiting(parts: Parts) -> None:
@@ -348,7 +255,7 @@ async def test_a_move_leaves_an_image_whose_bytes_are_not_what_they_were_where_i
     parts: Parts, tmp_path: Path
 ) -> None:
     whole, spoiled = [await parts.driver.drive(await parts.reserve()) for _ in range(2)]
-    await parts.storage.put(spoiled.images[0].storage_key, _png(), content_type="image/png")
+    await parts.home.put(spoiled.images[0].storage_key, png(), content_type="image/png")
     with running_s3(tmp_path / "s3") as server:
         bucket = S3Storage(
             server.bucket,
@@ -358,14 +265,14 @@ async def test_a_move_leaves_an_image_whose_bytes_are_not_what_they_were_where_i
             access_key_id=server.access_key_id,
             secret_access_key=server.secret_access_key,
         )
-        stores = make_stores(parts.database, bucket, parts.storage)
+        stores = make_stores(parts.database, bucket, parts.home)
 
         moved = await images.move_all(parts.database, stores, prefix="")
 
         assert (moved.images, moved.bytes) == (1, whole.images[0].size_bytes)
         assert [image_id for image_id, _ in moved.failures] == [spoiled.images[0].id]
         assert list(server.objects()) == [whole.images[0].storage_key]
-        assert (await parts.storage.head(spoiled.images[0].storage_key)).bytes == len(_png())
+        assert (await parts.home.head(spoiled.images[0].storage_key)).bytes == len(png())
         await bucket.close()
 
 

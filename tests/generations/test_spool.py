@@ -5,152 +5,76 @@ Home is a folder that goes away; the rows and bodies are as the driver leaves th
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 import pytest
-from PIL import Image as Pillow
-from sqlalchemy import text
 
-from app.accounts import budgets
-from app.accounts.keys import Caller
 from app.database.pool import Database
 from app.generations import images, records, spool
-from app.generations.driver import Driver
-from app.generations.leases import Leases
-from app.generations.records import Generation, Held, Image, Move
-from app.generations.recovery import recover_once
-from app.generations.rehost import Rehost
-from app.generations.stores import Stores
+from app.generations.records import Image, Move
 from app.storage.base import ObjectMissing, StorageError, StorageUnavailable
 from app.storage.folder import FolderStorage
-from app.upstream.breaker import Breaker
-from app.upstream.catalog import load_catalog
-from app.upstream.client import Upstream
-from app.upstream.download import Downloader
-from tests.makers import make_caller, make_image, make_order, make_stores, reserve
+from tests.generations.parts import Parts, png
+from tests.makers import make_image, make_stores
 from tests.sandbox_server import RunningSandbox
 
 pytestmark = pytest.mark.anyio
-
-
-@dataclass(frozen=True)
-class Parts:
-    database: Database
-    folder: Path
-    home: FolderStorage
-    stores: Stores
-    driver: Driver
-    caller: Caller
-
-    async def reserve(self, prompt: str = "a cat", *, n: int = 1) -> Generation:
-        async with self.database.statement() as connection:
-            held = await reserve(connection, self.caller, make_order(prompt, n=n))
-        assert isinstance(held, Held)
-        return held.generation
-
-    async def spooled(self) -> Image:
-        """An image that lives in the spool, as a driver leaves it when home is away."""
-        self.folder.rename(self.folder.with_name("away"))
-        ended = await self.driver.drive(await self.reserve())
-        self.folder.with_name("away").rename(self.folder)
-        assert ended.images[0].storage == "spool"
-        return ended.images[0]
-
-    async def find(self, image: Image) -> Image:
-        async with self.database.statement() as connection:
-            found = await images.find(connection, image.id)
-        assert found is not None
-        return found
-
-    async def execute(self, statement: str) -> None:
-        async with self.database.statement() as connection:
-            await connection.execute(text(statement))
-
-    async def recover(self) -> None:
-        await recover_once(self.database, self.driver, self.stores, lease_seconds=60)
-        async with self.database.statement() as connection:
-            assert await budgets.differences(connection) == []
-
-    async def sweep(self) -> int:
-        async with self.database.statement() as connection:
-            return await spool.sweep(connection, batch_max=8)
-
-
-@pytest.fixture
-async def parts(database_url: str, sandbox: RunningSandbox, tmp_path: Path) -> AsyncIterator[Parts]:
-    database = Database(database_url, connections_max=5, timeout_seconds=10)
-    home = FolderStorage(tmp_path / "home")
-    upstream = Upstream(
-        base_url=sandbox.url,
-        api_key="a-key",
-        connect_timeout_seconds=5,
-        read_timeout_seconds=10,
-        total_timeout_seconds=10,
-    )
-    downloader = Downloader(allow_loopback_http=True, timeout_seconds=5)
-    stores = make_stores(database, home)
-    rehost = Rehost(downloader=downloader, stores=stores, pixels_max=10**8, in_flight_max=4)
-    leases = Leases(pending_seconds=5, generated_seconds=5, source_lifetime_seconds=3600)
-    driver = Driver(
-        database=database,
-        upstream=upstream,
-        breaker=Breaker(open_seconds=0),
-        catalog=load_catalog(None),
-        rehost=rehost,
-        leases=leases,
-    )
-    async with database.transaction() as tx:
-        caller = await make_caller(tx)
-    yield Parts(database, tmp_path / "home", home, stores, driver, caller)
-    await rehost.close()
-    await downloader.close()
-    await upstream.close()
-    await stores.close()
-    await home.close()
-    await database.close()
-
-
-def _png() -> bytes:
-    target = BytesIO()
-    Pillow.new("RGB", (64, 64), "teal").save(target, "PNG")
-    return target.getvalue()
 
 
 async def _whole(chunks: AsyncIterator[bytes]) -> bytes:
     return b"".join([chunk async for chunk in chunks])
 
 
+async def _spooled(parts: Parts) -> Image:
+    """An image that lives in the spool, as a driver leaves it when home is away."""
+    parts.folder.rename(parts.folder.with_name("away"))
+    ended = await parts.driver.drive(await parts.reserve())
+    parts.folder.with_name("away").rename(parts.folder)
+    assert ended.images[0].storage == "spool"
+    return ended.images[0]
+
+
+async def _found(parts: Parts, image: Image) -> Image:
+    async with parts.database.statement() as connection:
+        found = await images.find(connection, image.id)
+    assert found is not None
+    return found
+
+
+async def _sweep(parts: Parts) -> int:
+    async with parts.database.statement() as connection:
+        return await spool.sweep(connection, batch_max=8)
+
+
 async def test_a_picture_that_home_refuses_goes_into_the_spool_and_comes_home_when_home_answers(parts: Parts) -> None:
-    image = await parts.spooled()
+    image = await _spooled(parts)
 
     await parts.recover()
 
-    assert (await parts.find(image)).storage == "folder"
+    assert (await _found(parts, image)).storage == "folder"
     body = await _whole(await parts.home.read(image.storage_key))
     assert len(body) == image.size_bytes
     assert (await parts.stores.look()).images == 0
 
 
 async def test_while_home_fails_nothing_is_carried_there(parts: Parts) -> None:
-    image = await parts.spooled()
+    image = await _spooled(parts)
     parts.folder.rename(parts.folder.with_name("away"))
 
     await parts.recover()
 
-    assert (await parts.find(image)).storage == "spool"
+    assert (await _found(parts, image)).storage == "spool"
     assert parts.stores.failing
 
 
 async def test_a_picture_that_is_not_what_it_was_stays_and_holds_up_no_other(parts: Parts) -> None:
-    spoiled, whole = await parts.spooled(), await parts.spooled()
-    await parts.stores.spool.put(spoiled.storage_key, _png(), content_type="image/png")
+    spoiled, whole = await _spooled(parts), await _spooled(parts)
+    await parts.stores.spool.put(spoiled.storage_key, png(), content_type="image/png")
 
     await parts.recover()
 
-    assert [(await parts.find(image)).storage for image in (spoiled, whole)] == ["spool", "folder"]
-    assert (await parts.stores.spool.head(spoiled.storage_key)).bytes == len(_png())
+    assert [(await _found(parts, image)).storage for image in (spoiled, whole)] == ["spool", "folder"]
+    assert (await parts.stores.spool.head(spoiled.storage_key)).bytes == len(png())
 
 
 class Slow(FolderStorage):
@@ -169,14 +93,14 @@ class KeepsHalf(FolderStorage):
 
 
 async def test_a_picture_that_arrives_cut_stays_in_the_spool(parts: Parts) -> None:
-    image = await parts.spooled()
+    image = await _spooled(parts)
     home = KeepsHalf(parts.folder)
     stores = make_stores(parts.database, home)
 
     arrived = await images.empty_spool(parts.database, stores, batch_max=8)
 
     assert arrived == 0
-    assert (await parts.find(image)).storage == "spool"
+    assert (await _found(parts, image)).storage == "spool"
     assert (await parts.stores.spool.head(image.storage_key)).bytes == image.size_bytes
     await stores.close()
     await home.close()
@@ -200,7 +124,7 @@ class TakesNone(FolderStorage):
 async def test_a_storage_that_takes_its_time_to_take_none_is_waited_for_once_a_round(
     parts: Parts, fails_after_seconds: float, offered_max: int
 ) -> None:
-    found = [await parts.spooled() for _ in range(4)]
+    found = [await _spooled(parts) for _ in range(4)]
     home = TakesNone(parts.folder, fails_after_seconds=fails_after_seconds)
     stores = make_stores(parts.database, home)
 
@@ -208,14 +132,14 @@ async def test_a_storage_that_takes_its_time_to_take_none_is_waited_for_once_a_r
 
     assert arrived == 0
     assert 1 <= home.offered <= offered_max
-    assert [(await parts.find(image)).storage for image in found] == ["spool"] * 4
+    assert [(await _found(parts, image)).storage for image in found] == ["spool"] * 4
     await stores.close()
     await home.close()
 
 
 async def test_a_storage_that_is_slow_is_given_each_picture_that_it_takes(parts: Parts) -> None:
     for _ in range(4):
-        await parts.spooled()
+        await _spooled(parts)
     home = Slow(parts.folder)
     stores = make_stores(parts.database, home)
 
@@ -227,14 +151,14 @@ async def test_a_storage_that_is_slow_is_given_each_picture_that_it_takes(parts:
 
 
 async def test_two_processes_that_empty_the_spool_at_once_lose_nothing(parts: Parts) -> None:
-    found = [await parts.spooled() for _ in range(6)]
+    found = [await _spooled(parts) for _ in range(6)]
     await parts.stores.answers()
 
     arrived = await asyncio.gather(*(images.empty_spool(parts.database, parts.stores, batch_max=8) for _ in range(3)))
 
     assert sum(arrived) == len(found)
     for image in found:
-        assert (await parts.find(image)).storage == "folder"
+        assert (await _found(parts, image)).storage == "folder"
         assert (await parts.home.head(image.storage_key)).bytes == image.size_bytes
 
 
@@ -254,7 +178,7 @@ async def test_two_that_move_all_images_at_once_lose_nothing(parts: Parts, tmp_p
 
 
 async def test_a_picture_that_goes_home_while_it_is_read_is_read_to_its_end(parts: Parts) -> None:
-    image = await parts.spooled()
+    image = await _spooled(parts)
     await parts.stores.answers()
     chunks = await images.read(parts.database, parts.stores.by_name, image, start=5, length=image.size_bytes - 9)
 
@@ -264,7 +188,7 @@ async def test_a_picture_that_goes_home_while_it_is_read_is_read_to_its_end(part
 
 
 async def test_a_row_that_was_read_before_its_picture_went_home_still_leads_there(parts: Parts) -> None:
-    image = await parts.spooled()
+    image = await _spooled(parts)
     await parts.recover()
 
     chunks = await images.read(parts.database, parts.stores.by_name, image)
@@ -285,16 +209,13 @@ async def test_what_a_killed_process_left_in_the_spool_completes_its_generation(
             source_lifetime_seconds=-1,
             lease_seconds=60,
         )
-        async with parts.database.statement() as connection:
-            await records.move(connection, generation.id, dead)
-    await parts.stores.spool.put(f"{generation.storage_stem}-0.png", _png(), content_type="image/png")
-    await parts.execute("UPDATE generations SET lease_until = now() - interval '1 s'")
+        await parts.move(generation, dead)
+    await parts.stores.spool.put(f"{generation.storage_stem}-0.png", png(), content_type="image/png")
+    await parts.let_leases_run_out()
 
-    await recover_once(parts.database, parts.driver, parts.stores, lease_seconds=60)
+    await parts.recover()
 
-    async with parts.database.statement() as connection:
-        ended = await records.find(connection, generation.id)
-    assert ended is not None
+    ended = await parts.find(generation)
     assert (ended.state, len(ended.images)) == ("completed", 1)
     assert sandbox.witness()["asked"] == 0
 
@@ -308,20 +229,17 @@ async def test_a_silent_storage_makes_no_picture_lost(parts: Parts, sandbox: Run
         source_lifetime_seconds=-1,
         lease_seconds=60,
     )
-    async with parts.database.statement() as connection:
-        await records.move(connection, generation.id, dead)
-    await parts.home.put(f"{generation.storage_stem}-0.png", _png(), content_type="image/png")
+    await parts.move(generation, dead)
+    await parts.home.put(f"{generation.storage_stem}-0.png", png(), content_type="image/png")
     parts.folder.rename(parts.folder.with_name("away"))
-    await parts.execute("UPDATE generations SET lease_until = now() - interval '1 s'")
+    await parts.let_leases_run_out()
     await parts.recover()
     parts.folder.with_name("away").rename(parts.folder)
-    await parts.execute("UPDATE generations SET lease_until = now() - interval '1 s'")
+    await parts.let_leases_run_out()
 
     await parts.recover()
 
-    async with parts.database.statement() as connection:
-        ended = await records.find(connection, generation.id)
-    assert ended is not None
+    ended = await parts.find(generation)
     assert ended.state == "completed"
 
 
@@ -340,20 +258,19 @@ async def test_the_spool_keeps_what_may_be_the_only_copy_and_nothing_else(
         "failed": Move("failed", leaving=("pending",), settled=(0, 0)),
     }.get(state)
     if to is not None:
-        async with parts.database.statement() as connection:
-            await records.move(connection, generation.id, to)
-    await parts.stores.spool.put(f"{generation.storage_stem}-0.png", _png(), content_type="image/png")
+        await parts.move(generation, to)
+    await parts.stores.spool.put(f"{generation.storage_stem}-0.png", png(), content_type="image/png")
 
-    removed = await parts.sweep()
+    removed = await _sweep(parts)
 
     assert removed == (0 if kept else 1)
     assert (await parts.stores.look()).images == (1 if kept else 0)
 
 
 async def test_an_image_that_lives_in_the_spool_is_not_swept_away(parts: Parts) -> None:
-    image = await parts.spooled()
+    image = await _spooled(parts)
 
-    assert await parts.sweep() == 0
+    assert await _sweep(parts) == 0
 
     assert (await parts.stores.spool.head(image.storage_key)).bytes == image.size_bytes
 
@@ -365,18 +282,18 @@ async def test_a_picture_is_put_home_when_the_database_is_away_and_home_failed_b
     stores = make_stores(gone, parts.home)
     parts.folder.rename(parts.folder.with_name("away"))
     with pytest.raises(StorageError):
-        await stores.put("a.png", _png(), content_type="image/png")
+        await stores.put("a.png", png(), content_type="image/png")
     parts.folder.with_name("away").rename(parts.folder)
 
-    taken_by = await stores.put("a.png", _png(), content_type="image/png")
+    taken_by = await stores.put("a.png", png(), content_type="image/png")
 
     assert (taken_by, stores.failing) == ("folder", False)
     await gone.close()
 
 
 async def test_a_spooled_picture_is_deleted_everywhere(parts: Parts) -> None:
-    image = await parts.spooled()
-    await parts.home.put(image.storage_key, _png(), content_type="image/png")
+    image = await _spooled(parts)
+    await parts.home.put(image.storage_key, png(), content_type="image/png")
     async with parts.database.statement() as connection:
         (generation,) = await records.page(connection, limit=1)
 

@@ -13,23 +13,23 @@ from app.generations.records import Generation, Held, Move, OverLimit
 from app.generations.recovery import recover_once
 from app.generations.usage import Outstanding, outstanding_of
 from app.generations.verify import Care, verify
-from tests.generations.test_driver import Parts, _png, parts  # noqa: F401 - a fixture.
+from tests.generations.parts import Parts, png
 from tests.makers import PRICE_MICROS, make_caller, make_order, reserve
 from tests.sandbox_server import RunningSandbox
 
 pytestmark = pytest.mark.anyio
 
 
-async def become_unknown(parts: Parts, prompt: str, sandbox: RunningSandbox) -> "asyncio.Task[Generation]":  # noqa: F811
+async def become_unknown(parts: Parts, prompt: str, sandbox: RunningSandbox) -> "asyncio.Task[Generation]":
     """Have recovery take an order's runner for dead while upstream works on it. Returns the runner, who is not dead."""
     late = asyncio.create_task(parts.driver.drive(await parts.reserve(prompt)))
     while sandbox.witness()["asked"] == 0:
         await asyncio.sleep(0.02)
-    assert (await parts.recover()).state == "unknown"
+    assert (await parts.recovered()).state == "unknown"
     return late
 
 
-async def midnight(parts: Parts) -> None:  # noqa: F811
+async def midnight(parts: Parts) -> None:
     """Let all that was ordered so far be of yesterday."""
     async with parts.database.statement() as connection:
         await connection.execute(
@@ -38,21 +38,21 @@ async def midnight(parts: Parts) -> None:  # noqa: F811
         await connection.execute(text("UPDATE budgets SET day = day - 1"))
 
 
-async def order_today(parts: Parts) -> Held | OverLimit:  # noqa: F811
+async def order_today(parts: Parts) -> Held | OverLimit:
     async with parts.database.statement() as connection:
         answer = await reserve(connection, parts.caller, make_order())
     assert isinstance(answer, Held | OverLimit)
     return answer
 
 
-async def used(parts: Parts, scope: str) -> Mapping[str, int | None]:  # noqa: F811
+async def used(parts: Parts, scope: str) -> Mapping[str, int | None]:
     """What a scope has used, by limit; and every counter is what the generations say."""
     async with parts.database.statement() as connection:
         assert await budgets.differences(connection) == []
         return {gauge.name: gauge.used for gauge in await budgets.gauges_of(connection, [scope])}
 
 
-async def limit_days(parts: Parts, maximum: int) -> str:  # noqa: F811
+async def limit_days(parts: Parts, maximum: int) -> str:
     scope = f"user:{parts.caller.user_id}"
     async with parts.database.transaction() as tx:
         await budgets.set_limits(tx, scope, {"images_per_day_max": maximum})
@@ -72,7 +72,7 @@ def metric(name: str, **labels: str) -> float:
     [("a cat [[delay 1]]", "completed", 1), ("a cat [[delay 1]] [[refuse]]", "failed", 0)],
 )
 async def test_a_late_answer_moves_an_unknown_one_on_and_its_own_day_pays(
-    parts: Parts,  # noqa: F811
+    parts: Parts,
     sandbox: RunningSandbox,
     prompt: str,
     state: str,
@@ -104,7 +104,7 @@ async def test_a_late_answer_moves_an_unknown_one_on_and_its_own_day_pays(
     [(True, False, "completed", 1, 1), (False, True, "lost", 0, 1), (False, False, "failed", 0, 0)],
 )
 async def test_a_person_moves_an_unknown_one_on_and_its_own_day_pays(
-    parts: Parts,  # noqa: F811
+    parts: Parts,
     found: bool,
     billed: bool,
     state: str,
@@ -114,12 +114,12 @@ async def test_a_person_moves_an_unknown_one_on_and_its_own_day_pays(
 ) -> None:
     scope = await limit_days(parts, 9)
     generation = await parts.reserve()
-    unknown = await parts.recover()
+    unknown = await parts.recovered()
     if after_midnight:
         await midnight(parts)
     await order_today(parts)
     if found:
-        await parts.storage.put(f"{generation.storage_stem}-0.png", _png(), content_type="image/png")
+        await parts.home.put(f"{generation.storage_stem}-0.png", png(), content_type="image/png")
 
     resolved = await parts.driver.resolve(unknown, billed=billed, by="ada")
 
@@ -132,9 +132,9 @@ async def test_a_person_moves_an_unknown_one_on_and_its_own_day_pays(
     assert (await used(parts, "all"))["images_total"] == 1 + all_images
 
 
-async def test_who_resolved_it_and_when_stays_before_what_was_known(parts: Parts) -> None:  # noqa: F811
+async def test_who_resolved_it_and_when_stays_before_what_was_known(parts: Parts) -> None:
     await parts.reserve()
-    unknown = await parts.recover()
+    unknown = await parts.recovered()
 
     with capture_logs() as lines:
         resolved = await parts.driver.resolve(unknown, billed=False, by="ada")
@@ -149,10 +149,10 @@ async def test_who_resolved_it_and_when_stays_before_what_was_known(parts: Parts
     assert (line["generation_id"], line["by"], line["billed"]) == (str(unknown.id), "ada", False)
 
 
-async def test_an_unknown_one_of_yesterday_takes_nothing_from_today(parts: Parts) -> None:  # noqa: F811
+async def test_an_unknown_one_of_yesterday_takes_nothing_from_today(parts: Parts) -> None:
     scope = await limit_days(parts, 1)
     await parts.reserve()
-    await parts.recover()
+    await parts.recovered()
     refused = await order_today(parts)
 
     await midnight(parts)
@@ -166,7 +166,7 @@ async def test_an_unknown_one_of_yesterday_takes_nothing_from_today(parts: Parts
 # Who sees it
 
 
-async def test_becoming_unknown_is_a_warning_with_id_hold_and_reason(parts: Parts) -> None:  # noqa: F811
+async def test_becoming_unknown_is_a_warning_with_id_hold_and_reason(parts: Parts) -> None:
     generation = await parts.reserve("a cat [[drop]]")
 
     with capture_logs() as lines:
@@ -183,11 +183,11 @@ async def test_becoming_unknown_is_a_warning_with_id_hold_and_reason(parts: Part
     assert line["failure_detail"]
 
 
-async def test_what_runs_and_what_is_unknown_is_summed_up_for_its_user_alone(parts: Parts) -> None:  # noqa: F811
+async def test_what_runs_and_what_is_unknown_is_summed_up_for_its_user_alone(parts: Parts) -> None:
     async with parts.database.transaction() as tx:
         other = await make_caller(tx, "bob")
     await parts.reserve()
-    await parts.recover()
+    await parts.recovered()
     await midnight(parts)
     async with parts.database.statement() as connection:
         for caller, n in ((parts.caller, 3), (other, 1)):
@@ -203,14 +203,14 @@ async def test_what_runs_and_what_is_unknown_is_summed_up_for_its_user_alone(par
     assert unknown == Outstanding(1, 1, PRICE_MICROS)
 
 
-async def test_each_round_of_recovery_shows_what_is_unknown_now(parts: Parts) -> None:  # noqa: F811
+async def test_each_round_of_recovery_shows_what_is_unknown_now(parts: Parts) -> None:
     async def shown() -> tuple[float, float, float]:
         await recover_once(parts.database, parts.driver, parts.stores, lease_seconds=60)
         return metric("unknown_generations"), metric("unknown_held_micros"), metric("unknown_oldest_seconds")
 
     nothing = await shown()
     await parts.reserve()
-    unknown = await parts.recover()
+    unknown = await parts.recovered()
     await midnight(parts)
     one = await shown()
     await parts.driver.resolve(unknown, billed=True, by="ada")
@@ -225,7 +225,7 @@ async def test_each_round_of_recovery_shows_what_is_unknown_now(parts: Parts) ->
 
 
 async def test_a_row_that_vanished_in_flight_is_told_and_counted_and_its_picture_kept(
-    parts: Parts,  # noqa: F811
+    parts: Parts,
     sandbox: RunningSandbox,
 ) -> None:
     generation = await parts.reserve("a cat [[delay 1]]")
@@ -242,7 +242,7 @@ async def test_a_row_that_vanished_in_flight_is_told_and_counted_and_its_picture
         await tx.execute(text("UPDATE budgets SET in_flight = 0, images_total = 0, images_month = 0, images_day = 0"))
         await tx.execute(text("UPDATE budgets SET micros_month = 0"))
 
-    report = await verify(parts.database, {"folder": parts.storage}, Care(0, {}, pause_seconds=0))
+    report = await verify(parts.database, {"folder": parts.home}, Care(0, {}, pause_seconds=0))
 
     (line,) = [line for line in lines if line["log_level"] == "error"]
     assert (line["event"], line["generation_id"]) == ("row_vanished", str(generation.id))
@@ -253,7 +253,7 @@ async def test_a_row_that_vanished_in_flight_is_told_and_counted_and_its_picture
     assert sandbox.witness()["asked"] == 1
 
 
-async def test_a_row_that_only_moved_on_meanwhile_has_not_vanished(parts: Parts, sandbox: RunningSandbox) -> None:  # noqa: F811
+async def test_a_row_that_only_moved_on_meanwhile_has_not_vanished(parts: Parts, sandbox: RunningSandbox) -> None:
     late = await become_unknown(parts, "a cat [[delay 1]]", sandbox)
     async with parts.database.statement() as connection:
         await connection.execute(
@@ -265,4 +265,4 @@ async def test_a_row_that_only_moved_on_meanwhile_has_not_vanished(parts: Parts,
 
     assert ended.state == "failed"
     assert metric("rows_vanished_total") == before
-    assert [listed async for listed in parts.storage.objects()] == []
+    assert [listed async for listed in parts.home.objects()] == []
