@@ -15,12 +15,17 @@ from sqlalchemy.engine import make_url
 from app.database.embedded import open_embedded
 from app.database.pool import Database
 from app.database.schema import migrate
+from app.database.tables import metadata
 from tests.sandbox_server import RunningSandbox, running_sandbox
 from tests.service import Service, running_service
 
 T = TypeVar("T")
 
 _TEMPLATE = "imagekeep_template"
+# What the test before left open must not go on: as DROP DATABASE ... WITH (FORCE) does it.
+_LEAVE = """SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid()"""
+_EMPTY = "; ".join(f"DELETE FROM {table.name}" for table in reversed(metadata.sorted_tables))
 
 
 @pytest.fixture(scope="session")
@@ -55,6 +60,27 @@ def database_url(postgres_url: str) -> Iterator[str]:
     )
     yield _at(postgres_url, name)
     _execute(postgres_url, sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture(scope="session")
+def shared_database_url(postgres_url: str) -> str:
+    """The one database that `emptied_database_url` empties; it goes with its server."""
+    name = f"shared_{uuid4().hex}"
+    _execute(
+        postgres_url,
+        sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(_TEMPLATE)),
+    )
+    return _at(postgres_url, name)
+
+
+@pytest.fixture
+def emptied_database_url(shared_database_url: str) -> str:
+    """A migrated database without a row, which takes a tenth of the time of a fresh one.
+
+    For tests that change nothing but rows, and count neither commits nor connections: others were here before.
+    """
+    _execute(shared_database_url, sql.SQL(f"{_LEAVE}; {_EMPTY}").format())
+    return shared_database_url
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from app.database.pool import Database
 
 
 @pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    opened = Database(database_url, connections_max=20, timeout_seconds=10)
+async def database(emptied_database_url: str) -> AsyncIterator[Database]:
+    opened = Database(emptied_database_url, connections_max=20, timeout_seconds=10)
     yield opened
     await opened.close()
 

@@ -28,8 +28,8 @@ def test_a_key_with_one_wrong_character_is_known_as_mistyped_wherever_it_is() ->
             keys.check_form(wrong)
 
 
-async def test_a_key_speaks_for_its_user_until_it_is_revoked_or_they_are_disabled(database_url: str) -> None:
-    database = Database(database_url, connections_max=2, timeout_seconds=10)
+async def test_a_key_speaks_for_its_user_until_it_is_revoked_or_they_are_disabled(emptied_database_url: str) -> None:
+    database = Database(emptied_database_url, connections_max=2, timeout_seconds=10)
     async with database.statement() as connection:
         ada, bob = await keys.add_user(connection, "ada"), await keys.add_user(connection, "bob")
         first, first_key = await keys.create_key(connection, ada)

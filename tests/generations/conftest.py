@@ -26,8 +26,8 @@ from tests.storage.conftest import s3_server, s3_storage  # noqa: F401 - a fixtu
 
 
 @pytest.fixture
-async def books(database_url: str) -> AsyncIterator[Books]:
-    database = Database(database_url, connections_max=5, timeout_seconds=10)
+async def books(emptied_database_url: str) -> AsyncIterator[Books]:
+    database = Database(emptied_database_url, connections_max=5, timeout_seconds=10)
     async with database.transaction() as tx:
         caller = await make_caller(tx)
         await budgets.set_limits(tx, f"user:{caller.user_id}", {"images_total_max": 10_000})
@@ -60,9 +60,9 @@ async def storage(
 
 @pytest.fixture
 async def parts(
-    database_url: str, sandbox: RunningSandbox, folder: FolderStorage, tmp_path: Path
+    emptied_database_url: str, sandbox: RunningSandbox, folder: FolderStorage, tmp_path: Path
 ) -> AsyncIterator[Parts]:
-    database = Database(database_url, connections_max=5, timeout_seconds=10)
+    database = Database(emptied_database_url, connections_max=5, timeout_seconds=10)
     upstream = Upstream(
         base_url=sandbox.url,
         api_key="a-key",

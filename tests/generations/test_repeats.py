@@ -92,8 +92,8 @@ class Desk:
 
 
 @pytest.fixture
-async def desk(database_url: str) -> AsyncIterator[Desk]:
-    database = Database(database_url, connections_max=20, timeout_seconds=10)
+async def desk(emptied_database_url: str) -> AsyncIterator[Desk]:
+    database = Database(emptied_database_url, connections_max=20, timeout_seconds=10)
     async with database.transaction() as tx:
         caller = await make_caller(tx)
         await budgets.set_limits(tx, f"user:{caller.user_id}", {"images_total_max": 100})

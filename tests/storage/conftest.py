@@ -38,9 +38,9 @@ async def folder(tmp_path: Path) -> AsyncIterator[FolderStorage]:
 
 
 @pytest.fixture
-async def spool(database_url: str) -> AsyncIterator[Spool]:
+async def spool(emptied_database_url: str) -> AsyncIterator[Spool]:
     """The spool of an empty database, over one connection: so nothing may hold it between two chunks."""
-    database = Database(database_url, connections_max=1, timeout_seconds=10)
+    database = Database(emptied_database_url, connections_max=1, timeout_seconds=10)
     yield Spool(database)
     await database.close()
 
