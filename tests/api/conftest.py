@@ -18,7 +18,7 @@ from sqlalchemy.engine import make_url
 from uuid_utils.compat import uuid7
 
 from app.accounts.keys import digest_of, make_key
-from tests.sandbox_server import RunningSandbox, running_sandbox
+from tests.sandbox_server import RunningSandbox
 from tests.service import Service, running_service
 
 Books = psycopg.Connection[dict[str, Any]]
@@ -34,13 +34,6 @@ class SharedService(Service):
         """As Service.rows."""
         cursor = self.books.execute(query, parameters)
         return cursor.fetchall() if cursor.description else []
-
-
-@pytest.fixture(scope="session")
-def shared_sandbox() -> Iterator[RunningSandbox]:
-    """A sandbox with blank pictures: drawing one takes longer than all the rest of an order."""
-    with running_sandbox(draw=False) as sandbox:
-        yield sandbox
 
 
 @pytest.fixture(scope="session")
