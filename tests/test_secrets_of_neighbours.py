@@ -104,6 +104,18 @@ def test_a_database_that_is_away_or_refuses_brings_no_password_out(
     assert leaks({"the database's password": DATABASE_SPELLINGS}, {"the log": log, **said, **answered(answers)}) == []
 
 
+def test_a_password_that_was_written_as_it_is_into_the_url_is_not_told_as_a_host(
+    tmp_path: Path,
+) -> None:
+    # Up to the last @ it is the password; the driver and make_url see a host in what follows the first.
+    env = {"TT_API_KEY": "a-key", "DATABASE_URL": "postgresql://ada:db-canary@with-an-at@127.0.0.1:9/imagekeep"}
+    with closing(Installation(tmp_path / "mistyped", env)) as installation:
+        said = [installation.run(command) for command in ("migrate", "reconcile")]
+
+    assert all(command.returncode != 0 and "DATABASE_URL" in command.stderr for command in said)
+    assert ["with-an-at" in command.stdout + command.stderr for command in said] == [False, False]
+
+
 def spelt(url: URL) -> str:
     return url.render_as_string(hide_password=False)
 

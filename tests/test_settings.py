@@ -195,6 +195,15 @@ def test_a_database_url_that_is_not_for_postgres_is_a_fault(load: Load, url: str
     assert faults(load, DATABASE_URL=url) == {"DATABASE_URL": "must be postgresql://user:password@host:port/database"}
 
 
+@pytest.mark.parametrize("password", ["pw@canary", "12/pw@canary"])
+def test_a_password_that_was_written_as_it_is_into_the_url_is_a_fault_that_does_not_tell_it(
+    load: Load, password: str
+) -> None:
+    told = faults(load, DATABASE_URL=f"postgresql://ada:{password}@db/imagekeep")
+
+    assert told == {"DATABASE_URL": "has an @ too many; in a user's name or password it is written %40, and a / %2F"}
+
+
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
 def test_every_usual_scheme_of_postgres_is_taken(load: Load, scheme: str) -> None:
     settings = load(DATABASE_URL=f"{scheme}://ada:pw@db:5432/imagekeep?sslmode=require")

@@ -119,6 +119,7 @@ class Database:
         except TimeoutError as error:
             raise _unavailable(in_doubt=lending.lent) from error
         except sqlalchemy.exc.SQLAlchemyError as error:
+            _withhold_row(error)
             broken_off = isinstance(error, sqlalchemy.exc.DBAPIError) and error.connection_invalidated
             away = isinstance(error, sqlalchemy.exc.TimeoutError | sqlalchemy.exc.OperationalError)
             sqlstate = getattr(getattr(error, "orig", None), "sqlstate", None)
@@ -127,6 +128,14 @@ class Database:
                 unavailable.not_migrated = sqlstate in _NOT_MIGRATED
                 raise unavailable from error
             raise
+
+
+def _withhold_row(error: sqlalchemy.exc.SQLAlchemyError) -> None:
+    """Cut an error of Postgres down to its first line: the DETAIL below it quotes the row, prompt and all."""
+    cause = error.orig if isinstance(error, sqlalchemy.exc.DBAPIError) else None
+    if isinstance(cause, psycopg.Error) and cause.diag.message_primary is not None:
+        cause.args = (cause.diag.message_primary,)
+        error.args = (f"({type(cause).__name__}) {cause.diag.message_primary}",)
 
 
 def _unavailable(*, in_doubt: bool) -> DatabaseUnavailable:

@@ -2,11 +2,13 @@
 
 import asyncio
 import time
+import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import IntegrityError
 
 from app.database.pool import Database
 from app.errors import DatabaseUnavailable
@@ -167,6 +169,19 @@ async def test_a_database_that_was_not_migrated_is_not_there_yet(database: Datab
     error, _ = await cut_off(database, query, lambda: None)
 
     assert (error.in_doubt, error.not_migrated) == (False, True)
+
+
+async def test_an_error_that_nobody_foresaw_tells_what_was_wrong_and_not_the_row(database: Database) -> None:
+    async with database.statement() as connection:
+        await connection.execute(text("CREATE TABLE said (prompt text CHECK (length(prompt) < 3))"))
+
+    with pytest.raises(IntegrityError) as raised:
+        async with database.statement() as connection:
+            await connection.execute(text("INSERT INTO said VALUES (:prompt)"), {"prompt": "fox-canary"})
+
+    told = "".join(traceback.format_exception(raised.value))
+    assert 'violates check constraint "said_prompt_check"' in told
+    assert "fox-canary" not in told.replace('{"prompt": "fox-canary"}', "")
 
 
 async def test_the_queue_for_a_connection_is_told_in_time_and_nothing_is_in_doubt(database: Database) -> None:
