@@ -37,8 +37,9 @@ def test_a_store_that_fails_brings_no_credentials_out(
             answers += ask_about_storage(installation)
             proxy.refuse()
             answers += ask_about_storage(installation)
-            proxy.pass_through()
+            # First: recovery would carry home what the commands are to fail at.
             installation.stop()
+            proxy.pass_through()
             installation.env["AWS_SECRET_ACCESS_KEY"] = WRONG_SECRET_CANARY
             commands = [installation.run("storage", "move")]
             installation.env |= {"AWS_SECRET_ACCESS_KEY": s3.secret_access_key, "S3_BUCKET": "nowhere"}
