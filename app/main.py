@@ -49,6 +49,8 @@ def create_app(settings: Settings, neighbours: Neighbours, *, departure: Departu
                     wiring.database,
                     wiring.driver,
                     wiring.stores,
+                    # Sources that are silent in recovery leave half of the places to orders that are made now.
+                    places=max(1, settings.rehost_in_flight_max // 2),
                     lease_seconds=settings.generated_lease_seconds,
                     interval_seconds=settings.recovery_interval_seconds,
                 )

@@ -142,11 +142,11 @@ class Settings(BaseSettings):
             raise ValueError("must be postgresql://user:password@host:port/database")
         url = f"postgresql+psycopg://{rest}"
         try:
-            parts = make_url(url)
+            make_url(url)
         except (ArgumentError, ValueError):
             # Its own words could repeat the password.
             raise ValueError("must be postgresql://user:password@host:port/database") from None
-        if "@" in f"{parts.host}{parts.database}":
+        if rest.count("@") > 1:
             # What follows an @ in a password is taken for the host, and told as such by whoever can't reach it.
             raise ValueError("has an @ too many; in a user's name or password it is written %40, and a / %2F")
         return SecretStr(url)

@@ -195,7 +195,7 @@ def test_a_database_url_that_is_not_for_postgres_is_a_fault(load: Load, url: str
     assert faults(load, DATABASE_URL=url) == {"DATABASE_URL": "must be postgresql://user:password@host:port/database"}
 
 
-@pytest.mark.parametrize("password", ["pw@canary", "12/pw@canary"])
+@pytest.mark.parametrize("password", ["pw@canary", "12/pw@canary", "pw@canary?x", "pw@canary?x=1", "pw?@canary"])
 def test_a_password_that_was_written_as_it_is_into_the_url_is_a_fault_that_does_not_tell_it(
     load: Load, password: str
 ) -> None:

@@ -183,15 +183,22 @@ class Driver:
                 give_up_at = began + self._leases.patience_seconds(generation, in_hand=in_hand)
                 if moved is not None or time.monotonic() + pause_seconds > give_up_at:
                     return moved
+                if time.monotonic() > began + step_seconds and await self._settled(generation):
+                    return None
                 await sleep(pause_seconds)
             else:
                 return await self._complete(generation, pictures, revised_prompt=revised_prompt)
         raise AssertionError("pauses do not end")
 
+    async def _settled(self, generation: Generation) -> bool:
+        """Whether somebody has ended it meanwhile: what is in hand here would keep its slot for nothing."""
+        now = await self._reread(generation)
+        return now is not None and now.state in ("completed", "failed", "lost")
+
     async def _find_or_go_on(self, generation: Generation, kept: dict[int, Image]) -> None:
         """Look for what is stored already. A storage that doesn't answer is no reason not to fetch."""
         try:
-            async with within(self._leases.step_seconds(generation)):
+            async with within(self._leases.look_seconds(generation)):
                 await self._rehost.find(generation, kept)
         except RehostFailed as failure:
             log.warning("stored_pictures_not_looked_for", detail=str(failure))
@@ -213,7 +220,7 @@ class Driver:
             return None
         if any(isinstance(source, str) for source in sources):
             try:
-                async with within(self._leases.step_seconds(generation)):
+                async with within(self._leases.look_seconds(generation)):
                     await self._rehost.find(generation, kept)
             except RehostFailed as unanswered:
                 # The picture may be in there: a storage that is silent must not make it lost.

@@ -16,6 +16,8 @@ _CHANCE = random.SystemRandom()
 _PAUSE_SECONDS_FIRST, _PAUSE_SECONDS_MAX = 0.2, 15.0
 # A step ends before its lease does, so that its runner and recovery don't work on the same row.
 _LEASE_SHARE = 0.8
+# What a look for stored pictures may take of its step before fetching begins: a storage that hangs would take it all.
+_LOOK_SHARE = 0.2
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,10 @@ class Leases:
         """Return how long one look or one try may take: what of the lease a step may use."""
         ordered_here = generation.state == "pending" and generation.attempts == 0
         return (self.pending_seconds if ordered_here else self.generated_seconds) * _LEASE_SHARE
+
+    def look_seconds(self, generation: Generation) -> float:
+        """Return how long a step may look for what is stored already, beside what else it has to do."""
+        return self.step_seconds(generation) * _LOOK_SHARE
 
     def patience_seconds(self, generation: Generation, *, in_hand: bool) -> float:
         """Return how long to go on trying to keep a generation's pictures; `in_hand` tells of bytes not kept yet.

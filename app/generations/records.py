@@ -319,16 +319,17 @@ _CLAIM = f"""
 WITH {budgets.MOMENT}
 UPDATE generations g SET lease_until = m.ts + make_interval(secs => :lease_seconds), attempts = g.attempts + 1
 FROM moment m WHERE g.id IN (
-    SELECT x.id FROM generations x, moment n WHERE x.lease_until < n.ts ORDER BY x.lease_until LIMIT :batch_max
-    FOR UPDATE OF x SKIP LOCKED
+    SELECT x.id FROM generations x, moment n WHERE x.lease_until < n.ts
+    ORDER BY x.lease_until LIMIT :batch_max OFFSET :skipped FOR UPDATE OF x SKIP LOCKED
 ) RETURNING {columns_of("g", _COLUMNS)}"""  # noqa: S608
 
 
 async def claim(
-    connection: AsyncConnection, *, lease_seconds: float, batch_max: int, now: datetime | None = None
+    connection: AsyncConnection, *, lease_seconds: float, batch_max: int, skipped: int = 0, now: datetime | None = None
 ) -> Sequence[Generation]:
-    """Take over up to `batch_max` generations whose lease has run out, for `lease_seconds`, oldest first."""
-    rows = await connection.execute(text(_CLAIM), {"lease_seconds": lease_seconds, "batch_max": batch_max, "now": now})
+    """Take over up to `batch_max` generations whose lease has run out, oldest first, all but the first `skipped`."""
+    asked = {"lease_seconds": lease_seconds, "batch_max": batch_max, "skipped": skipped, "now": now}
+    rows = await connection.execute(text(_CLAIM), asked)
     return [_generation(row) for row in rows.mappings()]
 
 

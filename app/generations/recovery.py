@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
 from app import telemetry
 from app.database.pool import Database
@@ -20,6 +21,7 @@ from app.generations import images, records, risk, spool
 from app.generations.driver import Driver
 from app.generations.records import Generation
 from app.generations.stores import Stores
+from app.generations.telling import tell_unforeseen
 from app.generations.usage import all_unknown
 from app.storage.base import StorageError
 
@@ -28,7 +30,7 @@ log = structlog.get_logger(__name__)
 # The system's own chance: the module's shared generator is somebody's seed in a test beside us.
 _CHANCE = random.SystemRandom()
 
-# Generations driven at once, and images erased, or carried home, in one go.
+# Generations claimed, images erased, or carried home, in one go.
 _BATCH_MAX = 8
 
 
@@ -62,18 +64,19 @@ async def recover_for_ever(
     driver: Driver,
     stores: Stores,
     *,
+    places: int,
     lease_seconds: float,
     interval_seconds: float,
 ) -> None:
     """Recover at once and then about every `interval_seconds`, until cancelled; then nothing of it runs any more.
 
-    Each part of it goes at its own pace, and none waits for another.
+    Each part of it goes at its own pace, and none waits for another. Up to `places` generations are driven at once.
     """
     driving: dict[UUID, asyncio.Task[None]] = {}
     async with asyncio.TaskGroup() as group:
 
         async def drive() -> bool:
-            return await _fill_places(database, driver, group, driving, lease_seconds=lease_seconds)
+            return await _fill_places(database, driver, group, driving, places=places, lease_seconds=lease_seconds)
 
         async def erase() -> bool:
             return await _erase(database, stores) == _BATCH_MAX
@@ -111,22 +114,23 @@ async def _fill_places(
     group: asyncio.TaskGroup,
     driving: dict[UUID, asyncio.Task[None]],
     *,
+    places: int,
     lease_seconds: float,
 ) -> bool:
     """Wait for a free place, claim as many generations as there are, and begin to drive them in tasks of `group`.
 
     Tells whether there may be more to claim.
     """
-    if len(driving) >= _BATCH_MAX:
+    if len(driving) >= places:
         await asyncio.wait(driving.values(), return_when=asyncio.FIRST_COMPLETED)
-    places = _BATCH_MAX - len(driving)
-    claimed = await _claim(database, lease_seconds=lease_seconds, places=places)
+    free = places - len(driving)
+    claimed = await _claim(database, lease_seconds=lease_seconds, places=free)
     for generation in claimed:
         # One that outlasts its lease is claimed while it is driven here. It has a new lease then, and needs no more: a
         # storage that hangs would else take place after place with the same few.
         if generation.id not in driving:
             driving[generation.id] = group.create_task(_drive_in_place(driver, generation, driving))
-    return len(claimed) == places
+    return len(claimed) == free
 
 
 async def _drive_in_place(driver: Driver, generation: Generation, driving: dict[UUID, asyncio.Task[None]]) -> None:
@@ -137,10 +141,27 @@ async def _drive_in_place(driver: Driver, generation: Generation, driving: dict[
 
 
 async def _claim(database: Database, *, lease_seconds: float, places: int) -> Sequence[Generation]:
-    async with database.statement() as connection:
-        claimed = await records.claim(connection, lease_seconds=lease_seconds, batch_max=places)
+    try:
+        async with database.statement() as connection:
+            claimed = await records.claim(connection, lease_seconds=lease_seconds, batch_max=places)
+    except SQLAlchemyError as error:
+        tell_unforeseen("batch_not_claimed", error)
+        claimed = await _claim_one_by_one(database, lease_seconds=lease_seconds, places=places)
     if claimed:
         log.info("recovered", claimed=len(claimed))
+    return claimed
+
+
+async def _claim_one_by_one(database: Database, *, lease_seconds: float, places: int) -> Sequence[Generation]:
+    """Claim past rows that can't be updated: one of them would else fail every batch, and keep all others from it."""
+    claimed: list[Generation] = []
+    skipped = 0
+    for _ in range(places):
+        try:
+            async with database.statement() as connection:
+                claimed += await records.claim(connection, lease_seconds=lease_seconds, batch_max=1, skipped=skipped)
+        except SQLAlchemyError:
+            skipped += 1
     return claimed
 
 

@@ -159,7 +159,8 @@ class Runner:
     ) -> Generation:
         """Return a generation of this user once it has ended, or as it stands after `seconds`.
 
-        None waits as long as its runner's lease holds; one that was left to recovery is returned as it stands. Raises
+        None waits as long as its runner's lease holds, and as long again for somebody who takes it over; one that was
+        left to recovery is returned as it stands. Raises
         NotFound for another user's, as for one that never was. Who waits is counted for `crowded`, unless the order
         `has_slot`, which bounds their number by itself.
         """
@@ -173,7 +174,8 @@ class Runner:
             telemetry.waiters.dec(counted)
 
     async def _wait(self, generation_id: UUID, user_id: UUID, *, seconds: float | None) -> Generation:
-        deadline = None if seconds is None else time.monotonic() + seconds
+        # To the end is not for ever: where nobody can claim what its runner left, it would be left to nobody.
+        deadline = time.monotonic() + (2 * self._pending_lease_seconds if seconds is None else seconds)
         task = self._running.get((user_id, generation_id))
         if task is not None:
             # A runner goes on for longer than its lease while storage and database are away. Nobody waits for that.
@@ -185,13 +187,11 @@ class Runner:
                 generation = await records.find(connection, generation_id, user_id=user_id)
             if generation is None:
                 raise NotFound("There is no such generation.")
-            remaining_seconds = None if deadline is None else deadline - time.monotonic()
-            left_to_recovery = remaining_seconds is None and generation.attempts > 0
-            if generation.ended or left_to_recovery or (remaining_seconds is not None and remaining_seconds <= 0):
+            remaining_seconds = deadline - time.monotonic()
+            left_to_recovery = seconds is None and generation.attempts > 0
+            if generation.ended or left_to_recovery or remaining_seconds <= 0:
                 return generation
-            await self._watch.sign(
-                generation_id, or_left_to_recovery=remaining_seconds is None, seconds=remaining_seconds
-            )
+            await self._watch.sign(generation_id, or_left_to_recovery=seconds is None, seconds=remaining_seconds)
 
     def leave_unanswered(self, placed: Placed) -> None:
         """Write down, in the background, that the client of this order has no answer, so that its repeat joins."""

@@ -37,6 +37,13 @@ class Barred:
     retry_after_seconds: int
 
 
+@dataclass(frozen=True, eq=False)
+class _Probe:
+    """Each is another object, so that one which gave up long ago can't give back another's turn."""
+
+    sent_at: float
+
+
 class Breaker:
     """What one process has heard from upstream lately. It belongs to one event loop, and waits for nothing."""
 
@@ -52,12 +59,8 @@ class Breaker:
         self._code: RefusalCode | None = None
         # When the trouble began, and when it was last heard of.
         self._began_at = self._opened_at = -math.inf
-        self._probed_at = -math.inf
-        # How long the next probe waits for the last one's answer: twice as long each time. At one pace, an upstream
-        # that is silent for its whole timeout would get twenty paid orders, and leave each of them unknown.
-        self._gap_seconds = open_seconds
-        # Each probe is another object, so that one which gave up long ago can't give back its successor's turn.
-        self._probe: object | None = None
+        # Those that went since then and had no answer yet, oldest first.
+        self._probes: list[_Probe] = []
 
     @property
     def state(self) -> State:
@@ -72,24 +75,29 @@ class Breaker:
             return None
         if (remaining_seconds := self._opened_at + self._open_seconds - self._clock()) > 0:
             return Barred(self._code, math.ceil(remaining_seconds))
-        # A picture may take upstream minutes. Were its first probe the only one, all would wait for that one answer,
-        # or for its timeout, long after upstream is well.
-        if self._probe is not None and (remaining_seconds := self._probed_at + self._gap_seconds - self._clock()) > 0:
+        if (remaining_seconds := self._next_probe_at() - self._clock()) > 0:
             return Barred(self._code, min(math.ceil(remaining_seconds), _PROBING_RETRY_SECONDS))
         return None
+
+    def _next_probe_at(self) -> float:
+        """A picture may take upstream minutes. Were its first probe the only one, all would wait for that one answer,
+        or for its timeout, long after upstream is well. And at one pace, an upstream that is silent for its whole
+        timeout would get twenty paid orders, and leave each of them unknown: so each waits twice as long.
+        """
+        if not self._probes:
+            return -math.inf
+        return self._probes[-1].sent_at + self._open_seconds * float(2 ** (len(self._probes) - 1))
 
     def admit(self) -> object | None:
         """Let an order go that is not `barred`. What comes back is for `give_back`."""
         if self._code is None:
             return None
-        self._gap_seconds = self._open_seconds if self._probe is None else 2 * self._gap_seconds
-        self._probe, self._probed_at = object(), self._clock()
-        return self._probe
+        self._probes.append(_Probe(self._clock()))
+        return self._probes[-1]
 
     def give_back(self, admitted: object | None) -> None:
         """Forget an order that was admitted and is over. A probe that was never sent leaves its turn to the next."""
-        if admitted is not None and admitted is self._probe:
-            self._probe = None
+        self._probes = [probe for probe in self._probes if probe is not admitted]
 
     def hear(self, outcome: Outcome, *, sent_at: float) -> None:
         """Learn from what came of an order that was sent at `sent_at` by this breaker's clock."""
@@ -114,14 +122,14 @@ class Breaker:
             telemetry.breaker_open.inc()
             self._began_at = self._clock()
         log.error("breaker_opened", code=code, failures_in_a_row=self._failures, seconds=self._open_seconds)
-        self._code, self._opened_at, self._probe = code, self._clock(), None
+        self._code, self._opened_at, self._probes = code, self._clock(), []
 
     def _close(self) -> None:
         if self._code is None:
             return
         telemetry.breaker_open.dec()
         log.warning("breaker_closed", code=self._code, seconds=round(self._clock() - self._opened_at, 1))
-        self._code, self._probe = None, None
+        self._code, self._probes = None, []
 
 
 def _trouble_of(outcome: Outcome) -> RefusalCode | None:

@@ -21,7 +21,7 @@ from app.database.pool import Database
 from app.generations import records
 from app.generations.driver import Driver
 from app.generations.leases import Leases
-from app.generations.records import Generation, Held
+from app.generations.records import Generation, Held, Move
 from app.generations.recovery import recover_once
 from app.generations.rehost import Rehost, RehostFailed
 from app.generations.stores import Stores
@@ -282,3 +282,24 @@ async def test_a_persons_word_is_not_taken_while_storage_hangs(parts: Parts, hun
     with pytest.raises(RehostFailed):
         async with asyncio.timeout(10):
             await hung.resolve(unknown, billed=False, by="ada")
+
+
+@pytest.mark.parametrize("hands", [0], indirect=True)
+async def test_a_runner_lets_go_of_a_picture_whose_order_a_person_has_ended(
+    hands: Hands, sandbox: RunningSandbox
+) -> None:
+    driving = await hands.drive("a cat [[b64]] [[delay 0.5]]")
+    await until(lambda: sandbox.witness()["asked"] > 0)
+    hands.take_home_away()
+    await until(hands.lease_is_over)
+    row = await hands.row()
+    async with hands.books.statement() as connection:
+        await records.move(connection, row.id, Move("unknown", leaving=("pending",)))
+        word = Move("failed", leaving=("unknown",), settled=(0, 0), failure_code="upstream_failed")
+        await records.move(connection, row.id, word)
+
+    # Between two tries lie 23 seconds at most.
+    ended = await asyncio.wait_for(driving, 30)
+
+    assert ended.state == "failed"
+    hands.bring_home_back()

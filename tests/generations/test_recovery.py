@@ -22,6 +22,7 @@ from app.generations.leases import Leases
 from app.generations.records import Generation, Held, Move
 from app.generations.recovery import recover_for_ever
 from app.generations.rehost import Rehost
+from app.generations.runner import Runner
 from app.generations.stores import Stores
 from app.storage.base import ObjectStream
 from app.storage.folder import FolderStorage
@@ -36,6 +37,9 @@ pytestmark = pytest.mark.anyio
 
 # Longer than any test takes: what waited for it would be seen to wait.
 LONG_SECONDS = 120
+PLACES = 4
+# Short enough for a test to see what a step does once its look for stored pictures has hung.
+GENERATED_SECONDS = 30
 
 
 @dataclass
@@ -83,6 +87,7 @@ class Home(FolderStorage):
         await super().delete(key)
 
     async def read(self, key: str, *, start: int = 0, length: int | None = None) -> ObjectStream:
+        await self._perhaps_hang("read")
         if self.breaks_for is not None and key.startswith(self.breaks_for):
             raise ValueError("nobody foresaw this")
         return await super().read(key, start=start, length=length)
@@ -159,6 +164,7 @@ class Parts:
                 self.database,
                 self.driver,
                 self.stores,
+                places=PLACES,
                 lease_seconds=LONG_SECONDS,
                 interval_seconds=interval_seconds,
             )
@@ -195,7 +201,7 @@ async def parts(database_url: str, source: Source, tmp_path: Path) -> AsyncItera
     )
     downloader = Downloader(allow_loopback_http=True, timeout_seconds=LONG_SECONDS)
     stores = make_stores(database, home)
-    rehost = Rehost(downloader=downloader, stores=stores, pixels_max=10**8, in_flight_max=16)
+    rehost = Rehost(downloader=downloader, stores=stores, pixels_max=10**8, in_flight_max=2 * PLACES)
     driver = Driver(
         database=database,
         upstream=upstream,
@@ -203,7 +209,7 @@ async def parts(database_url: str, source: Source, tmp_path: Path) -> AsyncItera
         catalog=load_catalog(None),
         rehost=rehost,
         leases=Leases(
-            pending_seconds=LONG_SECONDS, generated_seconds=LONG_SECONDS, source_lifetime_seconds=LONG_SECONDS
+            pending_seconds=LONG_SECONDS, generated_seconds=GENERATED_SECONDS, source_lifetime_seconds=LONG_SECONDS
         ),
     )
     async with database.transaction() as tx:
@@ -240,17 +246,78 @@ async def test_a_silent_source_holds_up_no_generation_that_is_left_behind_after_
         assert await parts.state(silent) == "generated"
 
 
-async def test_no_more_than_eight_are_driven_at_once_and_a_place_that_comes_free_is_taken_at_once(
+async def test_no_more_are_driven_at_once_than_there_are_places_and_one_that_comes_free_is_taken_at_once(
     parts: Parts,
 ) -> None:
-    for number in range(9):
+    for number in range(PLACES + 1):
         await parts.left(str(number))
     async with parts.recovering(interval_seconds=LONG_SECONDS):
-        await eventually(parts.source.asked_for, 8)
+        await eventually(parts.source.asked_for, PLACES)
 
         parts.source.answering[parts.source.asked[3]].set()
 
-        await eventually(parts.source.asked_for, 9)
+        await eventually(parts.source.asked_for, PLACES + 1)
+
+
+async def test_silent_sources_hold_up_no_picture_of_an_order_that_was_just_made(parts: Parts) -> None:
+    for number in range(2 * PLACES):
+        await parts.left(str(number))
+    async with parts.recovering():
+        await eventually(parts.source.asked_for, PLACES)
+        made = Move("generated", leaving=("pending",), source_urls=[parts.source.picture("new")], lease_seconds=60)
+        parts.source.answering["/new.png"].set()
+        async with parts.database.statement() as connection:
+            new = await records.move(connection, (await parts.reserve()).id, made)
+        assert new is not None
+
+        driven = await asyncio.wait_for(parts.driver.drive(new), 20)
+
+        assert driven.state == "completed"
+
+
+async def test_one_row_that_can_not_be_claimed_holds_up_no_other(parts: Parts) -> None:
+    poisoned, beside = await parts.left(), await parts.left()
+    await parts.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'not this one'; END $$"
+    )
+    await parts.execute(
+        "CREATE TRIGGER refuse BEFORE UPDATE ON generations FOR EACH ROW"
+        f" WHEN (OLD.id = '{poisoned.id}') EXECUTE FUNCTION refuse()"
+    )
+
+    async with parts.recovering():
+        await eventually(lambda: parts.state(beside), "unknown")
+
+    assert await parts.state(poisoned) == "pending"
+
+
+async def test_a_client_waits_no_longer_than_two_leases_although_nobody_can_take_its_order_over(parts: Parts) -> None:
+    runner = Runner(
+        database=parts.database,
+        driver=parts.driver,
+        stores=parts.stores,
+        breaker=Breaker(open_seconds=0),
+        catalog=load_catalog(None),
+        sandbox=False,
+        storage_prefix="",
+        pending_lease_seconds=1,
+        in_flight_max=4,
+        join_within_seconds=0,
+        waiters_max=8,
+    )
+    left = await parts.left()
+
+    answer = await asyncio.wait_for(runner.wait(left.id, parts.caller.user_id, seconds=None), 10)
+
+    assert answer.state == "pending"
+
+
+async def test_a_former_storage_that_hangs_is_no_reason_not_to_fetch_from_a_source_that_lives(parts: Parts) -> None:
+    left = await parts.left("quick")
+    parts.source.answering["/quick.png"].set()
+    parts.home.hangs_at = "read"
+    async with parts.recovering():
+        await eventually(lambda: parts.state(left), "completed")
 
 
 async def test_a_generation_that_outlasts_its_lease_again_and_again_takes_one_place_and_is_driven_once(

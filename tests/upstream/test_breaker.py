@@ -195,6 +195,24 @@ def test_a_probe_that_was_never_sent_leaves_its_turn_to_the_next_order(breaker: 
     assert breaker.barred() is None
 
 
+def test_a_probe_that_was_never_sent_does_not_set_back_the_pace_of_those_that_were(
+    breaker: Breaker, clock: Clock
+) -> None:
+    opened(breaker, clock)
+    began = clock()
+    sent_after = []
+    for _ in range(17 * OPEN_SECONDS):
+        clock.seconds += 1
+        # First an order that a limit refuses, then one that is sent, and never answered.
+        if breaker.barred() is None:
+            breaker.give_back(breaker.admit())
+        if breaker.barred() is None:
+            breaker.admit()
+            sent_after.append(clock() - began)
+
+    assert sent_after == [OPEN_SECONDS * share for share in (1, 2, 4, 8, 16)]
+
+
 def test_a_probe_of_an_earlier_turn_does_not_give_back_the_present_one(breaker: Breaker, clock: Clock) -> None:
     opened(breaker, clock)
     clock.seconds += OPEN_SECONDS
