@@ -41,7 +41,7 @@ def test_a_traceback_shows_nothing_of_what_was_in_flight(
             answers = [installation.client.get("/images"), installation.client.get(f"/images/{late}")]
             commands = [installation.run("generations", "list"), installation.run("generations", "show", late)]
             rows(database_url, LEFT_TO_RECOVERY)
-            logged(installation, "recovery_round_failed")
+            logged(installation, "batch_not_claimed")
             # Before anything was held.
             rows(database_url, READABLE)
             rows(database_url, FULL)

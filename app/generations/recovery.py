@@ -142,8 +142,10 @@ async def _drive_in_place(driver: Driver, generation: Generation, driving: dict[
 
 async def _claim(database: Database, *, lease_seconds: float, places: int) -> Sequence[Generation]:
     try:
-        async with database.statement() as connection:
-            claimed = await records.claim(connection, lease_seconds=lease_seconds, batch_max=places)
+        # In a transaction: of a batch that can't be read, none is taken. By itself, the statement would have put off
+        # all of its leases, round after round.
+        async with database.transaction() as tx:
+            claimed = await records.claim(tx, lease_seconds=lease_seconds, batch_max=places)
     except SQLAlchemyError as error:
         tell_unforeseen("batch_not_claimed", error)
         claimed = await _claim_one_by_one(database, lease_seconds=lease_seconds, places=places)
@@ -153,13 +155,13 @@ async def _claim(database: Database, *, lease_seconds: float, places: int) -> Se
 
 
 async def _claim_one_by_one(database: Database, *, lease_seconds: float, places: int) -> Sequence[Generation]:
-    """Claim past rows that can't be updated: one of them would else fail every batch, and keep all others from it."""
+    """Claim past rows that can't be updated, or read: one would else fail every batch, and keep all others from it."""
     claimed: list[Generation] = []
     skipped = 0
     for _ in range(places):
         try:
-            async with database.statement() as connection:
-                claimed += await records.claim(connection, lease_seconds=lease_seconds, batch_max=1, skipped=skipped)
+            async with database.transaction() as tx:
+                claimed += await records.claim(tx, lease_seconds=lease_seconds, batch_max=1, skipped=skipped)
         except SQLAlchemyError:
             skipped += 1
     return claimed

@@ -291,6 +291,14 @@ async def test_one_row_that_can_not_be_claimed_holds_up_no_other(parts: Parts) -
     assert await parts.state(poisoned) == "pending"
 
 
+async def test_one_row_that_can_not_be_read_holds_up_no_other(parts: Parts) -> None:
+    unreadable, beside = await parts.left(), await parts.left()
+    await parts.execute(f"UPDATE generations SET created_at = 'infinity' WHERE id = '{unreadable.id}'")
+
+    async with parts.recovering():
+        await eventually(lambda: parts.state(beside), "unknown")
+
+
 async def test_a_client_waits_no_longer_than_two_leases_although_nobody_can_take_its_order_over(parts: Parts) -> None:
     runner = Runner(
         database=parts.database,
