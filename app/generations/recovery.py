@@ -158,12 +158,16 @@ async def _claim_one_by_one(database: Database, *, lease_seconds: float, places:
     """Claim past rows that can't be updated, or read: one would else fail every batch, and keep all others from it."""
     claimed: list[Generation] = []
     skipped = 0
-    for _ in range(places):
+    while len(claimed) < places and skipped < _BATCH_MAX:
         try:
             async with database.transaction() as tx:
-                claimed += await records.claim(tx, lease_seconds=lease_seconds, batch_max=1, skipped=skipped)
+                found = await records.claim(tx, lease_seconds=lease_seconds, batch_max=1, skipped=skipped)
         except SQLAlchemyError:
             skipped += 1
+            continue
+        if not found:
+            break
+        claimed += found
     return claimed
 
 

@@ -160,9 +160,8 @@ class Runner:
         """Return a generation of this user once it has ended, or as it stands after `seconds`.
 
         None waits as long as its runner's lease holds, and as long again for somebody who takes it over; one that was
-        left to recovery is returned as it stands. Raises
-        NotFound for another user's, as for one that never was. Who waits is counted for `crowded`, unless the order
-        `has_slot`, which bounds their number by itself.
+        left to recovery is returned as it stands. Raises NotFound for another user's, as for one that never was. Who
+        waits is counted for `crowded`, unless the order `has_slot`, which bounds their number by itself.
         """
         counted = int(seconds != 0 and not has_slot)
         self._waiters += counted

@@ -157,14 +157,14 @@ class Parts:
             await connection.execute(text(statement))
 
     @asynccontextmanager
-    async def recovering(self, *, interval_seconds: float = 0.1) -> AsyncIterator[None]:
+    async def recovering(self, *, places: int = PLACES, interval_seconds: float = 0.1) -> AsyncIterator[None]:
         """Recovery as a service runs it, ended as a service ends it."""
         recovery = asyncio.create_task(
             recover_for_ever(
                 self.database,
                 self.driver,
                 self.stores,
-                places=PLACES,
+                places=places,
                 lease_seconds=LONG_SECONDS,
                 interval_seconds=interval_seconds,
             )
@@ -291,11 +291,12 @@ async def test_one_row_that_can_not_be_claimed_holds_up_no_other(parts: Parts) -
     assert await parts.state(poisoned) == "pending"
 
 
-async def test_one_row_that_can_not_be_read_holds_up_no_other(parts: Parts) -> None:
+@pytest.mark.parametrize("places", [1, PLACES])
+async def test_one_row_that_can_not_be_read_holds_up_no_other(parts: Parts, places: int) -> None:
     unreadable, beside = await parts.left(), await parts.left()
     await parts.execute(f"UPDATE generations SET created_at = 'infinity' WHERE id = '{unreadable.id}'")
 
-    async with parts.recovering():
+    async with parts.recovering(places=places):
         await eventually(lambda: parts.state(beside), "unknown")
 
 
