@@ -1,6 +1,8 @@
 """The services under test: started once, and for each test with empty books and one new user.
 
 Starting a service takes longer than most of these tests; emptying its tables takes milliseconds.
+They end with this package: a service in a thread sets the metrics of the whole process, and once set them to nothing
+between two looks of a test elsewhere.
 """
 
 from collections.abc import Iterator
@@ -36,7 +38,7 @@ class SharedService(Service):
         return cursor.fetchall() if cursor.description else []
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shared_service(
     postgres_url: str, shared_sandbox: RunningSandbox, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[SharedService]:
@@ -54,7 +56,7 @@ def shared_service(
         yield SharedService(**vars(running), books=books)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shared_hasty_service(
     postgres_url: str, shared_sandbox: RunningSandbox, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[SharedService]:

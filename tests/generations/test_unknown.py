@@ -1,6 +1,7 @@
 """Is what nobody knows visible, held for as long as it counts, and moved on by whoever knows at last?"""
 
 import asyncio
+import threading
 from collections.abc import Mapping
 
 import pytest
@@ -60,6 +61,8 @@ async def limit_days(parts: Parts, maximum: int) -> str:
 
 
 def metric(name: str, **labels: str) -> float:
+    """A figure of this process, which a service in another thread would set as well."""
+    assert "service" not in {thread.name for thread in threading.enumerate()}
     return REGISTRY.get_sample_value(f"imagekeep_{name}", labels) or 0
 
 
