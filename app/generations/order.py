@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from app.errors import InvalidValue, ModelNotFound, UnsupportedParameter
@@ -53,10 +54,10 @@ def check(order: Order, catalog: Catalog) -> PricedOrder:
     """
     model = _model(order, catalog)
     prompt = _prompt(order.prompt, model)
-    size = model.default_size if order.size is None else order.size
+    size = _chosen(order.size, model.sizes, model.default_size)
     if size not in model.sizes:
         raise InvalidValue(f"`size` must be one of {', '.join(model.sizes)} for {model.name}.", parameter="size")
-    quality = model.default_quality if order.quality is None else order.quality
+    quality = _chosen(order.quality, model.qualities, model.default_quality)
     if quality not in model.qualities:
         raise InvalidValue(
             f"`quality` must be one of {', '.join(model.qualities)} for {model.name}.", parameter="quality"
@@ -73,6 +74,12 @@ def check(order: Order, catalog: Catalog) -> PricedOrder:
             f"{model.name} has no price for {size} in {quality}, so it is not offered.", parameter="size"
         )
     return PricedOrder(prompt, model, size, quality, order.n, price_micros * order.n, order.digest)
+
+
+def _chosen(asked: str | None, offered: Sequence[str], usual: str) -> str:
+    # Clients for newer models say `auto` to every model: "as is best". Where a model has no such thing, that is its
+    # default.
+    return usual if asked is None or (asked == "auto" and "auto" not in offered) else asked
 
 
 def _model(order: Order, catalog: Catalog) -> Model:

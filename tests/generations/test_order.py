@@ -17,6 +17,18 @@ def test_what_is_left_out_is_as_usual_for_the_model() -> None:
     assert (order.model.name, order.size, order.quality, order.n) == ("dall-e-3", "1024x1024", "standard", 1)
 
 
+def test_auto_is_the_models_default_where_the_model_has_no_auto() -> None:
+    order = check(Order("a cat", size="auto", quality="auto"), CATALOG)
+    model = replace(CATALOG.models[0], sizes=("1024x1024", "auto"), prices={("auto", "standard"): 30_000})
+
+    with_auto = check(Order("a cat", size="auto"), Catalog((model,), model.name))
+
+    assert (order.size, order.quality, order.cost_micros) == ("1024x1024", "standard", 10_000)
+    assert (with_auto.size, with_auto.cost_micros) == ("auto", 30_000)
+    # A repeat is compared by what was sent, also when the model has an auto of its own since.
+    assert with_auto.digest == Order("a cat", size="auto").digest != Order("a cat").digest
+
+
 @pytest.mark.parametrize(
     ("size", "quality", "cost_micros"),
     [
