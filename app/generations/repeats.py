@@ -16,9 +16,9 @@ from app.accounts import budgets
 from app.accounts.keys import Caller
 from app.database.tables import generations
 
-# The Vercel AI SDK sends an order twice more, without a mark, also after a 504 that forbids it (tried with ai 7.0.173).
-# Whoever orders a third time is a person who wants another image.
-_UNKNOWN_REPEATS_MAX = 2
+# The Vercel AI SDK sends an order twice more, without a mark, also after a 502 or 504 that forbids it (tried with ai
+# 7.0.173). Whoever orders a third time is a person who wants another image.
+_PAID_IN_VAIN_REPEATS_MAX = 2
 
 # One-row look-ups instead of joins: an index then gives the rows in order and within the time, whatever Postgres makes
 # of how often the same was ordered. As joins, 150,000 orders for the same were read and sorted for each retry.
@@ -44,7 +44,7 @@ live AS MATERIALIZED (
 ),
 unanswered AS MATERIALIZED (
     SELECT g.id FROM generations g WHERE {_JOINABLE}
-        AND (g.left_at IS NOT NULL OR (g.state = 'unknown' AND g.repeats < {_UNKNOWN_REPEATS_MAX}))
+        AND (g.left_at IS NOT NULL OR (g.state IN ('unknown', 'lost') AND g.repeats < {_PAID_IN_VAIN_REPEATS_MAX}))
         AND (:retry_count = 0 OR g.retry_count < :retry_count)
     ORDER BY g.created_at, g.id LIMIT 1 FOR UPDATE
 ),
