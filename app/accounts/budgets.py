@@ -44,13 +44,16 @@ raised AS (
         CASE WHEN l.day = f.day THEN l.images_day ELSE 0 END AS old_images_day,
         CASE WHEN same.month THEN l.images_month ELSE 0 END AS old_images_month,
         CASE WHEN same.month THEN l.micros_month ELSE 0 END AS old_micros_month,
-        -- A clock that was set back leaves `request_clock` far ahead; LEAST keeps that from refusing for hours.
-        GREATEST(LEAST(l.request_clock, m.ts + interval '60 s'), m.ts)
-            + make_interval(secs => 60.0 / NULLIF(l.requests_per_minute_max, 0)) AS new_request_clock
+        clock.old AS old_request_clock,
+        clock.old + make_interval(secs => 60.0 / NULLIF(l.requests_per_minute_max, 0)) AS new_request_clock
     FROM locked l CROSS JOIN frame f CROSS JOIN moment m
     CROSS JOIN LATERAL (
         SELECT date_trunc('month', l.day::timestamp) = date_trunc('month', f.day::timestamp) AS month
     ) same
+    CROSS JOIN LATERAL (
+        -- A clock that was set back leaves `request_clock` far ahead; LEAST keeps that from refusing for hours.
+        SELECT GREATEST(LEAST(l.request_clock, m.ts + interval '60 s'), m.ts) AS old
+    ) clock
 ),
 gauges AS (
     SELECT r.scope, x.*,
@@ -60,9 +63,15 @@ gauges AS (
     FROM raised r CROSS JOIN LATERAL (VALUES
         ('in_flight', r.in_flight_max::bigint, r.in_flight::bigint, r.new_in_flight::bigint,
             r.new_in_flight > r.in_flight_max, r.ts + interval '2 s'),
-        ('requests_per_minute', r.requests_per_minute_max, NULL, NULL,
+        -- Used is what the clock is ahead by; it was rounded to microseconds. Refused, an order waits for room for one;
+        -- allowed, it is told when all of them are free again.
+        ('requests_per_minute', r.requests_per_minute_max,
+            ceil(extract(epoch FROM r.old_request_clock - r.ts) * r.requests_per_minute_max / 60 - 0.01)::bigint,
+            ceil(extract(epoch FROM r.new_request_clock - r.ts) * r.requests_per_minute_max / 60 - 0.01)::bigint,
             r.requests_per_minute_max = 0 OR r.new_request_clock > r.ts + interval '60 s' + interval '1 ms',
-            COALESCE(r.new_request_clock - interval '60 s', r.ts + interval '60 s')),
+            CASE WHEN r.new_request_clock > r.ts + interval '60 s' + interval '1 ms'
+                THEN r.new_request_clock - interval '60 s'
+                ELSE COALESCE(r.new_request_clock, r.ts + interval '60 s') END),
         ('images_per_day', r.images_per_day_max, r.old_images_day, r.old_images_day + :images,
             r.old_images_day + :images > r.images_per_day_max,
             (r.new_day + 1)::timestamp AT TIME ZONE 'UTC'),

@@ -117,6 +117,17 @@ def test_more_orders_than_allowed_a_minute_are_told_to_wait(
     assert (count(service), sandbox.witness()["asked"]) == (2, 2)
 
 
+@pytest.mark.parametrize("maximum", [1, 3, 7])
+def test_an_order_is_told_how_many_are_left_this_minute(service: Service, maximum: int) -> None:
+    limit(service, requests_per_minute_max=maximum)
+
+    told = [service.order("a red fox").headers["ratelimit"] for _ in range(maximum)]
+
+    left = range(maximum - 1, -1, -1)
+    assert [line.partition(";t=")[0] for line in told] == [f'"requests-per-minute";r={number}' for number in left]
+    assert all(1 <= int(line.partition(";t=")[2]) <= 60 for line in told)
+
+
 def test_a_limit_of_zero_refuses_the_first_order(service: Service, sandbox: RunningSandbox) -> None:
     limit(service, requests_per_minute_max=0)
 
