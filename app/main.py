@@ -66,7 +66,7 @@ def create_app(settings: Settings, neighbours: Neighbours, *, departure: Departu
         # A path that no mount takes: one with a line break in it.
         exception_handlers={HTTPException: _render_not_found},
         middleware=[
-            Middleware(RequestContext, render=render_problem, leaving=departure.announced),
+            Middleware(RequestContext, leaving=departure.announced),
             Middleware(UnreadBody),
         ],
         routes=[

@@ -1,6 +1,5 @@
 """What does a caller see: Imagekeep's own routes, their schemas, and how an answer is written?"""
 
-import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
@@ -19,32 +18,19 @@ from app.accounts.budgets import Gauge, gauges_of
 from app.api.auth import Authenticated
 from app.api.files import stream_image
 from app.api.native_schema import CallerAnswer, CatalogAnswer, GenerationAnswer, PageAnswer, answers, finished
+from app.api.ordering import failure_of, take_order
 from app.api.overload import Ordering, unless_crowded
-from app.api.prefer import Preference, read_idempotency_key, read_preference, read_retry_count
+from app.api.prefer import read_preference
 from app.api.quota import quota_headers, refusal_headers
-from app.api.surface import answering, create_surface, error_headers, parse_json, read_body, request_id_of, wiring_of
-from app.errors import (
-    AnswerUnavailable,
-    AppError,
-    DatabaseUnavailable,
-    GenerationRunning,
-    ImageDeleted,
-    InternalError,
-    InvalidValue,
-    NotFound,
-    StorageUnavailable,
-    error_of_code,
-)
+from app.api.surface import Json, create_surface, error_headers, parse_json, read_body, request_id_of, wiring_of
+from app.errors import AppError, GenerationRunning, ImageDeleted, InvalidValue, NotFound, StorageUnavailable
 from app.generations import images, records
 from app.generations.order import Order
 from app.generations.records import Generation
-from app.generations.repeats import Attempt
 from app.generations.usage import Outstanding, outstanding_of
 
 _PAGE_DEFAULT, _PAGE_MAX = 20, 100
 _RUNNING_RETRY_SECONDS = 2
-# Failures that cost nothing and pass: worth another try after this long.
-_FAILURE_RETRY_SECONDS = {"upstream_busy": 5, "upstream_unreachable": 2, "database_unavailable": 2}
 _NO_STORE = {"cache-control": "no-store"}
 
 
@@ -94,22 +80,12 @@ def create_native() -> FastAPI:
 
 async def order_image(request: Request, caller: Ordering) -> Response:
     """Order an image, wait for it, and answer with its permanent URL. See docs/api.md."""
-    wiring = wiring_of(request)
     preference = read_preference(request)
-    attempt = Attempt(read_idempotency_key(request), read_retry_count(request), request_id_of(request))
-    asked = parse_json(await read_body(request, bytes_max=wiring.settings.request_bytes_max), ImageOrder)
-    placed = await wiring.runner.place(caller, Order(**asked.model_dump()), attempt)
-    if placed.known:
-        preference = unless_crowded(request, preference)
-    try:
-        async with answering(request, or_else=partial(wiring.runner.leave_unanswered, placed)):
-            generation = await wiring.runner.wait(
-                placed.generation_id, caller.user_id, seconds=preference.wait_seconds, has_slot=not placed.known
-            )
-    except (DatabaseUnavailable, InternalError) as error:
-        # It is paid for, or about to be: an answer that invites another try would be paid for twice.
-        raise AnswerUnavailable(details={"id": str(placed.generation_id)}) from error
-    return await _render_order(request, generation, preference, quota_headers(placed.gauges))
+    bytes_max = wiring_of(request).settings.request_bytes_max
+    asked = parse_json(await read_body(request, bytes_max=bytes_max), ImageOrder)
+    taken = await take_order(request, caller, Order(**asked.model_dump()), wait_seconds=preference.wait_seconds)
+    headers = {**_NO_STORE, **quota_headers(taken.placed.gauges), **(preference.applied if taken.waited else {})}
+    return await _render_order(request, taken.generation, headers, picture=preference.picture)
 
 
 async def get_generation(request: Request, generation_id: str, caller: Authenticated) -> Response:
@@ -213,7 +189,7 @@ def render_problem(request: Request, error: AppError) -> Response:
         **error.details,
         "request_id": request_id_of(request),
     }
-    return _Json(
+    return Json(
         problem,
         status_code=error.status,
         headers=error_headers(error) | refusal_headers(error),
@@ -221,36 +197,22 @@ def render_problem(request: Request, error: AppError) -> Response:
     )
 
 
-class _Json(JSONResponse):
-    """JSON that holds any text: a lone surrogate in what a caller sent must not become a crash of the answer."""
-
-    def render(self, content: Any) -> bytes:
-        return json.dumps(content, ensure_ascii=True, separators=(",", ":")).encode()
-
-
 async def _render_order(
-    request: Request, generation: Generation, preference: Preference, headers: Mapping[str, str]
+    request: Request, generation: Generation, headers: Mapping[str, str], *, picture: bool
 ) -> Response:
-    headers = {**_NO_STORE, **headers, "location": f"/images/{generation.id}", **preference.applied}
+    headers = {**headers, "location": f"/images/{generation.id}"}
     if generation.state in records.RUNNING:
         headers["retry-after"] = str(_RUNNING_RETRY_SECONDS)
         return JSONResponse(_generation_json(request, generation), status_code=202, headers=headers)
     if generation.deleted_at is not None:
         raise ImageDeleted
     if generation.state != "completed":
-        raise _failure(generation)
-    if preference.picture:
+        raise failure_of(generation)
+    if picture:
         # Where storage keeps the picture to itself just now, its URL is the answer: a 503 would be ordered again.
         with suppress(StorageUnavailable):
             return await stream_image(wiring_of(request), generation.images[0], headers)
     return JSONResponse(_generation_json(request, generation), headers=headers)
-
-
-def _failure(generation: Generation) -> AppError:
-    return error_of_code(generation.failure_code)(
-        retry_after_seconds=_FAILURE_RETRY_SECONDS.get(generation.failure_code or ""),
-        details={"id": str(generation.id), "state": generation.state},
-    )
 
 
 def _generation_json(request: Request, generation: Generation) -> dict[str, Any]:
@@ -279,7 +241,7 @@ def _generation_json(request: Request, generation: Generation) -> dict[str, Any]
         ],
     }
     if generation.failure_code is not None:
-        failure = _failure(generation)
+        failure = failure_of(generation)
         answer["failure"] = {"code": failure.code, "detail": failure.message}
     return answer
 

@@ -6,25 +6,33 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from app.accounts.keys import Caller
-from app.api.auth import authenticate, bearer, presented_key
+from app.api.auth import bearer_key, either_key, look_up
 from app.api.prefer import Preference, read_retry_count
 from app.api.surface import wiring_of
 
 
-async def authenticate_order(request: Request, _: Annotated[object, Depends(bearer)]) -> Caller:
+async def arrive(request: Request, key: str) -> Caller:
     """Return who orders, or raise Overloaded when no slot is free, before the database or the body is looked at.
 
     A full process gets orders by the hundred; looked up one by one, their keys would queue for the connections that the
-    orders in flight are settled on. One that is marked as a repeat may need no slot. Raises what `authenticate` raises
-    as well: who has no key is not told to come back.
+    orders in flight are settled on. One that is marked as a repeat may need no slot. `key` was found well formed: who
+    has none is not told to come back. Raises what `look_up` raises as well.
     """
-    presented_key(request)
     marked = "idempotency-key" in request.headers or read_retry_count(request) > 0
     with wiring_of(request).runner.arriving(may_be_repeat=marked):
-        return await authenticate(request, None)
+        return await look_up(request, key)
 
 
-Ordering = Annotated[Caller, Depends(authenticate_order)]
+async def _by_bearer_key(request: Request, key: Annotated[str, Depends(bearer_key)]) -> Caller:
+    return await arrive(request, key)
+
+
+async def _by_either_key(request: Request, key: Annotated[str, Depends(either_key)]) -> Caller:
+    return await arrive(request, key)
+
+
+Ordering = Annotated[Caller, Depends(_by_bearer_key)]
+OrderingByEither = Annotated[Caller, Depends(_by_either_key)]
 
 
 def unless_crowded(request: Request, preference: Preference) -> Preference:

@@ -1,6 +1,7 @@
 """What do all surfaces share: a request's id and log line, its body's limit, and errors in the caller's own format?"""
 
 import asyncio
+import json
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -68,8 +70,33 @@ def request_id_of(request: Request) -> str:
     return request_id
 
 
+def milliseconds_so_far(request: Request) -> int:
+    """Return how long ago this request came."""
+    started_at = request.state.started_at
+    assert isinstance(started_at, float)
+    return round((time.monotonic() - started_at) * 1000)
+
+
+class Json(JSONResponse):
+    """An answer in JSON, written as `encoded` does."""
+
+    def render(self, content: Any) -> bytes:
+        return encoded(content)
+
+
+def encoded(content: Any) -> bytes:
+    """Return JSON that holds any text: a lone surrogate in what a caller sent must not become a crash of the answer.
+
+    Compact, slashes as they are: there are clients that look for `"url":"` with a regular expression.
+    """
+    return json.dumps(content, ensure_ascii=True, separators=(",", ":")).encode()
+
+
 def create_surface(render: Render, **options: Any) -> FastAPI:
-    """Return an empty application on which every error, crashes and unknown paths too, is answered by `render`."""
+    """Return an empty application on which every error is answered by `render`.
+
+    Crashes, unknown paths, and requests that are cut off because the process must stop, too.
+    """
     app = FastAPI(redirect_slashes=False, **options)
 
     async def on_app_error(request: Request, error: Exception) -> Response:
@@ -102,7 +129,31 @@ def create_surface(render: Render, **options: Any) -> FastAPI:
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(Exception, on_crash)
+    app.add_middleware(_CutOff, render=render)
     return app
+
+
+class _CutOff:
+    """Answers a request that is cut off. Unanswered, uvicorn would say a bare 500, which clients order again."""
+
+    def __init__(self, app: ASGIApp, *, render: Render) -> None:
+        self._app = app
+        self._render = render
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def send_noting(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_noting)
+        except asyncio.CancelledError:
+            if begun:
+                raise
+            await self._render(Request(scope), AnswerUnavailable(_CUT_OFF))(scope, receive, send)
 
 
 def _methods_of(app: FastAPI, request: Request) -> list[str]:
@@ -195,13 +246,13 @@ def error_headers(error: AppError) -> dict[str, str]:
 class RequestContext:
     """Gives every request an id, one log line and its figures; stands outside everything else.
 
-    An error that comes out of the application was answered and logged by the surface it happened on, so it ends here.
+    An error that comes out of the application was answered and logged by the surface it happened on, so it ends here;
+    so does a request that was cut off.
     """
 
-    def __init__(self, app: ASGIApp, *, render: Render, leaving: Callable[[], bool]) -> None:
+    def __init__(self, app: ASGIApp, *, leaving: Callable[[], bool]) -> None:
         """`leaving` tells whether clients are to open their next connection elsewhere."""
         self._app = app
-        self._render = render
         self._leaving = leaving
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -210,7 +261,7 @@ class RequestContext:
             return
         started = time.monotonic()
         request_id = _request_id(dict(scope["headers"]))
-        scope.setdefault("state", {})["request_id"] = request_id
+        scope.setdefault("state", {}).update(request_id=request_id, started_at=started)
         status = 0
 
         async def send_with_id(message: Message) -> None:
@@ -232,11 +283,7 @@ class RequestContext:
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self._app(scope, receive, send_with_id)
-            except asyncio.CancelledError:
-                # The process was told to stop now. Unanswered, uvicorn would say a bare 500, which clients order again.
-                if not status:
-                    await self._render(Request(scope), AnswerUnavailable(_CUT_OFF))(scope, receive, send_with_id)
-            except Exception:
+            except (asyncio.CancelledError, Exception):
                 if not status:
                     raise
             finally:
