@@ -1,7 +1,7 @@
 """Which application does a server run: what is mounted where, and what stands around it?"""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -16,20 +16,29 @@ from starlette.types import ASGIApp
 
 from app.api.files import create_files
 from app.api.native import create_native, render_problem
+from app.api.openai import create_openai, render_error
 from app.api.ops import ops_routes
-from app.api.surface import RequestContext
+from app.api.surface import Render, RequestContext
+from app.api.ttapi import create_ttapi, render_failed
 from app.api.unread import UnreadBody
 from app.errors import NotFound
 from app.generations.recovery import recover_for_ever
 from app.settings import Settings
 from app.wiring import STAYING, Departure, Neighbours, open_wiring
 
+# Where each wire format begins; everything else is native.
+_RENDERS: Mapping[str, Render] = {"/v1/": render_error, "/openai/v1/": render_failed}
+
 _EXPOSED = (
     "location",
+    "openai-processing-ms",
     "preference-applied",
     "ratelimit",
     "ratelimit-policy",
     "retry-after",
+    "x-ratelimit-limit-requests",
+    "x-ratelimit-remaining-requests",
+    "x-ratelimit-reset-requests",
     "x-request-id",
     "x-should-retry",
 )
@@ -73,13 +82,16 @@ def create_app(settings: Settings, neighbours: Neighbours, *, departure: Departu
             *ops_routes(),
             # Images are open to every origin by themselves, so they stand outside the configured origins.
             Mount("/i", create_files(render_problem)),
+            Mount("/v1", _for_origins(create_openai(), settings.origins())),
+            Mount("/openai/v1", _for_origins(create_ttapi(), settings.origins())),
             Mount("/", _for_origins(create_native(), settings.origins())),
         ],
     )
 
 
 def _render_not_found(request: Request, error: Exception) -> Response:
-    return render_problem(request, NotFound())
+    render = next((render for path, render in _RENDERS.items() if request.url.path.startswith(path)), render_problem)
+    return render(request, NotFound())
 
 
 def _for_origins(app: ASGIApp, origins: tuple[str, ...]) -> ASGIApp:
@@ -91,7 +103,9 @@ def _for_origins(app: ASGIApp, origins: tuple[str, ...]) -> ASGIApp:
         app,
         allow_origins=origins,
         allow_methods=["GET", "POST", "DELETE"],
-        allow_headers=["authorization", "content-type", "idempotency-key", "prefer", "x-request-id"],
+        # Whatever a page asks for: SDKs in browsers send a dozen of their own, with every release another. A key alone
+        # opens anything here, so a header that is allowed gives a page nothing.
+        allow_headers=["*"],
         expose_headers=_EXPOSED,
         max_age=600,
     )

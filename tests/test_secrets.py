@@ -132,6 +132,19 @@ def break_things(installation: Installation) -> list[httpx.Response]:
         client.get(f"/images/{key}"),
         client.post("/images", content=b"{", headers={"idempotency-key": "a b"}),
         client.post("/images", json={"prompt": PROMPT, "size": key}),
+        *(
+            client.post(path, json={"prompt": f"{PROMPT} {fault}", **field}, headers=headers)
+            for path in ("/v1/images/generations", "/openai/v1/images/generations")
+            for fault, field, headers in [
+                ("", {"response_format": "url", "user": key}, {"tt-api-key": key}),
+                ("", {"size": key}, {"tt-api-key": f"{key}x"}),
+                ("", {"style": key}, {"tt-api-key": key}),
+                ("[[status 401]]", {}, {"idempotency-key": "a b"}),
+                ("[[status 401]]", {}, {}),
+                ("[[drop]]", {}, {}),
+            ]
+        ),
+        client.get(f"/v1/models/{key}"),
     ]
 
 

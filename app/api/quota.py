@@ -44,6 +44,38 @@ def refusal_headers(error: AppError) -> dict[str, str]:
     }
 
 
+def request_headers(gauges: Sequence[Gauge]) -> dict[str, str]:
+    """Return OpenAI's headers for an answer that these limits allowed: the orders a minute of the tightest limit.
+
+    Source: OpenAI's names, as openai-python 3.54.0 leaves them to its callers; on images they are shown in no stored
+    answer of OpenAI's.
+    """
+    told = [
+        (gauge.remaining, gauge)
+        for gauge in gauges
+        if gauge.name == "requests_per_minute" and gauge.scope != "all" and gauge.remaining is not None
+    ]
+    if not told:
+        return {}
+    remaining, gauge = min(told, key=lambda each: each[0])
+    return _requests(gauge.maximum, remaining, gauge.resets_in_seconds)
+
+
+def request_refusal_headers(error: AppError) -> dict[str, str]:
+    """Return OpenAI's headers for an answer that a limit of orders a minute refused."""
+    if error.details.get("limit") != "requests_per_minute":
+        return {}
+    return _requests(error.details["maximum"], 0, error.retry_after_seconds)
+
+
+def _requests(maximum: int, remaining: int, resets_in_seconds: int | None) -> dict[str, str]:
+    return {
+        "x-ratelimit-limit-requests": str(maximum),
+        "x-ratelimit-remaining-requests": str(remaining),
+        "x-ratelimit-reset-requests": f"{resets_in_seconds or 0}s",
+    }
+
+
 def _policy(scope: str, limit: str, maximum: int) -> str:
     window = f";w={_WINDOW_SECONDS[limit]}" if limit in _WINDOW_SECONDS else ""
     return f"{_name(scope, limit)};q={maximum}{window}"

@@ -20,6 +20,7 @@ from sqlalchemy.engine import make_url
 from uuid_utils.compat import uuid7
 
 from app.accounts.keys import digest_of, make_key
+from tests.api.surfaces import SURFACES, Surface
 from tests.sandbox_server import RunningSandbox
 from tests.service import Service, running_service
 
@@ -91,6 +92,13 @@ def hasty_service(shared_hasty_service: SharedService, sandbox: RunningSandbox) 
 def data_dir(tmp_path: Path) -> Path:
     """Where a service of the test's own keeps its images."""
     return tmp_path / "data"
+
+
+@pytest.fixture(params=SURFACES, ids=lambda surface: surface.name)
+def surface(request: pytest.FixtureRequest) -> Surface:
+    """Each wire format in turn."""
+    chosen: Surface = request.param
+    return chosen
 
 
 def _emptied(running: SharedService) -> Service:

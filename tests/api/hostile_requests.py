@@ -73,6 +73,7 @@ _HEADERS = (
     b"Origin",
     b"Prefer",
     b"Range",
+    b"TT-API-KEY",
     b"X-Forwarded-For",
     b"X-Request-Id",
     b"X-Stainless-Retry-Count",
@@ -93,6 +94,8 @@ def _headers() -> Iterator[Hostile]:
     for header, (what, value) in product(_HEADERS, _VALUES.items()):
         # The image's own route reads Range and the conditions; /me reads the rest.
         target = b"/i/{name}" if header in (b"If-None-Match", b"If-Range", b"Range") else b"/me"
+        if header == b"TT-API-KEY":
+            target = b"/v1/models"
         yield Hostile(f"{header.decode()}: {what}", _get(target, header + b": " + value))
     for header, (what, value) in product((b"Authorization", b"Idempotency-Key", b"X-Request-Id"), _BREAKERS.items()):
         yield Hostile(f"{header.decode()}: {what}", _post(b"CANARY", header + b": " + value))
@@ -188,6 +191,12 @@ _TARGETS = (
     b"/openapi.json/CANARY",
     b"/healthz/CANARY",
     b"/metrics/%0aCANARY",
+    b"/v1/models/CANARY",
+    b"/v1/models/%00%0d%0aX-Forged:%20CANARY",
+    b"/v1/images/generations",
+    b"/v1/images/edits",
+    b"/openai/v1/images/generations",
+    b"/openai/v1/%0aCANARY",
     b"/%0d%0aX-Forged:%20CANARY",
     b"/%E2%80%AECANARY",
     b"//CANARY.example/",

@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from tests.api.books import limit
+from tests.api.surfaces import Surface
 from tests.api.wire import ask
 from tests.sandbox_server import RunningSandbox
 from tests.service import Service, running_service
@@ -30,12 +31,31 @@ def open_service(database_url: str, sandbox: RunningSandbox, data_dir: Path) -> 
         yield running
 
 
+# What openai-node 7.57.0 and the Vercel AI SDK add to an order, and what TTAPI's own snippet brings.
+SDK_HEADERS = (
+    "authorization,content-type,idempotency-key,openai-organization,openai-project,user-agent,x-stainless-arch,"
+    "x-stainless-lang,x-stainless-os,x-stainless-package-version,x-stainless-retry-count,x-stainless-runtime,"
+    "x-stainless-runtime-version,x-stainless-timeout"
+)
+
+
 def assert_readable(answer: httpx.Response) -> None:
     """The page may read the answer, and the headers that it needs to act on it."""
     assert answer.headers["access-control-allow-origin"] == ORIGIN
     assert "origin" in answer.headers["vary"].lower()
     exposed = {name.strip() for name in answer.headers["access-control-expose-headers"].lower().split(",")}
-    assert exposed >= {"x-request-id", "retry-after", "x-should-retry", "location", "ratelimit", "ratelimit-policy"}
+    assert exposed >= {
+        "location",
+        "openai-processing-ms",
+        "ratelimit",
+        "ratelimit-policy",
+        "retry-after",
+        "x-ratelimit-limit-requests",
+        "x-ratelimit-remaining-requests",
+        "x-ratelimit-reset-requests",
+        "x-request-id",
+        "x-should-retry",
+    }
 
 
 def test_a_page_of_a_named_origin_may_order_and_read_every_answer(open_service: Service) -> None:
@@ -66,6 +86,48 @@ def test_a_page_of_a_named_origin_may_order_and_read_every_answer(open_service: 
     for status, answer in answers.items():
         assert answer.status_code == status
         assert_readable(answer)
+
+
+@pytest.mark.parametrize("asked", [SDK_HEADERS, "content-type,tt-api-key", "x-of-tomorrow"])
+def test_a_page_may_send_whatever_headers_its_sdk_adds(open_service: Service, surface: Surface, asked: str) -> None:
+    headers = {"origin": ORIGIN, "access-control-request-method": "POST", "access-control-request-headers": asked}
+
+    preflight = ask("OPTIONS", open_service.url + surface.path, headers=headers)
+
+    assert preflight.status_code == 200
+    assert preflight.headers["access-control-allow-origin"] == ORIGIN
+    assert set(preflight.headers["access-control-allow-headers"].split(",")) >= set(asked.split(","))
+    assert int(preflight.headers["access-control-max-age"]) >= 600
+    assert "access-control-request-headers" in preflight.headers["vary"].lower()
+
+
+def test_a_page_reads_every_answer_on_every_surface(open_service: Service, surface: Surface) -> None:
+    service, origin = open_service, {"origin": ORIGIN}
+    orders = {
+        "a red fox": None,
+        "a red fox [[refuse]]": "content_rejected",
+        "a red fox [[status 429]]": "upstream_busy",
+        "a red fox [[status 401]]": "upstream_auth_failed",
+        "a red fox [[drop]]": "upstream_outcome_unknown",
+    }
+    answers = [(surface.order(service, prompt, headers=origin), code) for prompt, code in orders.items()]
+    answers += [
+        (surface.post(service, content=b"no json", headers=origin), "invalid_json"),
+        (surface.post(service, content=b"x" * 70_000, headers=origin), "body_too_large"),
+        (surface.order(service, "a fox", headers={**origin, **surface.key_headers("nonsense")}), "api_key_mistyped"),
+        (surface.post(service, path=f"{surface.path}/nothing", headers=origin), None),
+        (surface.post(service, method="PUT", headers=origin), "method_not_allowed"),
+    ]
+    limit(service, images_total_max=0)
+    answers.append((surface.order(service, "a red fox", headers=origin), "budget_spent"))
+    service.rows("UPDATE generations SET created_at = 'infinity', idempotency_key = 'k' WHERE state = 'completed'")
+    crash = surface.order(service, "a red fox", headers={**origin, "idempotency-key": "k"})
+    answers.append((crash, "internal_error"))
+
+    for answer, code in answers:
+        assert_readable(answer)
+        if code is not None:
+            surface.assert_refused(answer, code)
 
 
 def test_a_page_of_another_origin_may_not(open_service: Service) -> None:

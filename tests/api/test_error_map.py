@@ -1,7 +1,7 @@
 """Does every outcome of the error map reach the caller as it should, and the books too?
 
-The map is the one drawn up from how released clients behave; one test or one parameter here is one row of it. What goes
-wrong before anything is held stands in test_refusals.py.
+The map is the one drawn up from how released clients behave; one test or one parameter here is one row of it, on each
+of the three surfaces. What goes wrong before anything is held stands in test_refusals.py.
 """
 
 import socket
@@ -12,9 +12,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from app.errors import all_errors
 from tests.api.books import NOTHING_USED, ONE_USED, WIDE_LIMITS, figures, limit, used, wait_until
+from tests.api.surfaces import NATIVE, OPENAI, REFUSALS, TTAPI, Surface, retries_of_sdk
 from tests.sandbox_server import RunningSandbox
-from tests.service import TT_API_KEY, Service, differences, running_service
+from tests.service import Service, differences, running_service
 
 HELD = (1, 10_000, None, None)
 GIVEN_BACK = (1, 10_000, 0, 0)
@@ -26,25 +28,24 @@ class Row:
     """What an upstream that does as `prompt` orders leads to."""
 
     prompt: str
-    status: int
     code: str
     retry_after: bool = False
     should_retry: str | None = None
 
 
 SURELY_FREE = {
-    "bad parameter": Row("[[status 400]]", 400, "invalid_value"),
-    "content rejected with 400": Row("[[refuse]]", 400, "content_rejected"),
-    "content rejected inside 200": Row("[[refuse-in-200]]", 400, "content_rejected"),
-    "FAILED inside 200": Row("[[failed-in-200]]", 502, "upstream_failed"),
-    "the operator's key refused": Row("[[status 401]]", 502, "upstream_auth_failed", should_retry="false"),
-    "the operator's account blocked": Row("[[status 403]]", 502, "upstream_auth_failed", should_retry="false"),
-    "the operator's balance empty": Row("[[status 402]]", 503, "upstream_balance_exhausted", should_retry="false"),
-    "too many requests": Row("[[status 429]]", 503, "upstream_busy", retry_after=True),
-    "queue exhausted": Row("[[status 499]]", 503, "upstream_busy", retry_after=True),
-    "no such route": Row("[[status 404]]", 502, "upstream_model_gone", should_retry="false"),
-    "model gone with 404": Row("[[model-gone]]", 502, "upstream_model_gone", should_retry="false"),
-    "model gone with 400": Row("[[model-gone 400]]", 502, "upstream_model_gone", should_retry="false"),
+    "bad parameter": Row("[[status 400]]", "invalid_value"),
+    "content rejected with 400": Row("[[refuse]]", "content_rejected"),
+    "content rejected inside 200": Row("[[refuse-in-200]]", "content_rejected"),
+    "FAILED inside 200": Row("[[failed-in-200]]", "upstream_failed"),
+    "the operator's key refused": Row("[[status 401]]", "upstream_auth_failed", should_retry="false"),
+    "the operator's account blocked": Row("[[status 403]]", "upstream_auth_failed", should_retry="false"),
+    "the operator's balance empty": Row("[[status 402]]", "upstream_balance_exhausted", should_retry="false"),
+    "too many requests": Row("[[status 429]]", "upstream_busy", retry_after=True),
+    "queue exhausted": Row("[[status 499]]", "upstream_busy", retry_after=True),
+    "no such route": Row("[[status 404]]", "upstream_model_gone", should_retry="false"),
+    "model gone with 404": Row("[[model-gone]]", "upstream_model_gone", should_retry="false"),
+    "model gone with 400": Row("[[model-gone 400]]", "upstream_model_gone", should_retry="false"),
 }
 
 MAY_BE_BILLED = {
@@ -92,29 +93,25 @@ def unreachable(database_url: str, closed_port_url: str, data_dir: Path) -> Iter
 
 def assert_problem(answer: httpx.Response, status: int, code: str) -> None:
     """It is a readable problem with this code, and holds nothing that is no caller's business."""
-    problem = answer.json()
-    assert (answer.status_code, problem["code"]) == (status, code)
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert problem["status"] == status
-    assert problem["detail"].endswith(".")
-    assert problem["request_id"] == answer.headers["x-request-id"]
-    assert answer.headers["cache-control"] == "no-store"
-    for secret in (TT_API_KEY, "TT-API-KEY", "cloudflare", "recharge", "sandbox", "/pictures/"):
-        assert secret not in answer.text
+    NATIVE.assert_refused(answer, code)
+    assert answer.status_code == status
+    assert "TT-API-KEY" not in answer.text
 
 
 @pytest.mark.parametrize("row", SURELY_FREE.values(), ids=SURELY_FREE)
-def test_what_upstream_surely_did_not_bill_is_given_back(service: Service, sandbox: RunningSandbox, row: Row) -> None:
+def test_what_upstream_surely_did_not_bill_is_given_back(
+    service: Service, sandbox: RunningSandbox, surface: Surface, row: Row
+) -> None:
     limit(service)
 
-    answer = service.order(f"a red fox {row.prompt}")
+    answer = surface.order(service, f"a red fox {row.prompt}")
 
-    assert_problem(answer, row.status, row.code)
+    surface.assert_refused(answer, row.code)
     assert ("retry-after" in answer.headers) == row.retry_after
     assert answer.headers.get("x-should-retry") == row.should_retry
     generation = service.generation()
     assert (generation["state"], generation["failure_code"]) == ("failed", row.code)
-    assert answer.json()["id"] == str(generation["id"])
+    assert surface.generation_id(answer) == str(generation["id"])
     assert figures(generation) == GIVEN_BACK
     assert used(service) == NOTHING_USED
     assert differences(service.database_url) == []
@@ -129,30 +126,34 @@ def test_a_busy_upstream_asks_for_a_pause_that_every_client_obeys(service: Servi
 
 
 @pytest.mark.parametrize("prompt", MAY_BE_BILLED.values(), ids=MAY_BE_BILLED)
-def test_what_upstream_may_have_billed_stays_held(service: Service, sandbox: RunningSandbox, prompt: str) -> None:
+def test_what_upstream_may_have_billed_stays_held(
+    service: Service, sandbox: RunningSandbox, surface: Surface, prompt: str
+) -> None:
     limit(service)
 
-    answer = service.order(f"a red fox {prompt}")
+    answer = surface.order(service, f"a red fox {prompt}")
 
-    assert_problem(answer, 504, "upstream_outcome_unknown")
+    message = surface.assert_refused(answer, "upstream_outcome_unknown")
     assert answer.headers["x-should-retry"] == "false"
     assert "retry-after" not in answer.headers
-    assert "may have been made and billed" in answer.json()["detail"]
+    assert "may have been made and billed" in message
     generation = service.generation()
     assert (generation["state"], generation["failure_code"]) == ("unknown", "upstream_outcome_unknown")
-    assert (answer.json()["id"], answer.json()["state"]) == (str(generation["id"]), "unknown")
+    assert surface.generation_id(answer) == str(generation["id"])
     assert figures(generation) == HELD
     assert used(service) == ONE_USED
     assert differences(service.database_url) == []
     assert sandbox.witness()["asked"] == 1
 
 
-def test_an_upstream_that_does_not_answer_in_time_is_unknown(hasty_service: Service, sandbox: RunningSandbox) -> None:
+def test_an_upstream_that_does_not_answer_in_time_is_unknown(
+    hasty_service: Service, sandbox: RunningSandbox, surface: Surface
+) -> None:
     limit(hasty_service)
 
-    answer = hasty_service.order("a red fox [[hang]]")
+    answer = surface.order(hasty_service, "a red fox [[hang]]")
 
-    assert_problem(answer, 504, "upstream_outcome_unknown")
+    surface.assert_refused(answer, "upstream_outcome_unknown")
     assert answer.headers["x-should-retry"] == "false"
     assert figures(hasty_service.generation()) == HELD
     assert used(hasty_service) == ONE_USED
@@ -169,10 +170,10 @@ def test_an_upstream_that_drips_its_answer_is_unknown_when_the_time_is_up(
     assert sandbox.witness()["asked"] == 1
 
 
-def test_an_upstream_that_was_never_reached_bills_nothing(unreachable: Service) -> None:
-    answer = unreachable.order("a red fox")
+def test_an_upstream_that_was_never_reached_bills_nothing(unreachable: Service, surface: Surface) -> None:
+    answer = surface.order(unreachable, "a red fox")
 
-    assert_problem(answer, 502, "upstream_unreachable")
+    surface.assert_refused(answer, "upstream_unreachable")
     assert 1 <= int(answer.headers["retry-after"]) <= 60
     assert "x-should-retry" not in answer.headers
     assert unreachable.generation()["state"] == "failed"
@@ -182,14 +183,14 @@ def test_an_upstream_that_was_never_reached_bills_nothing(unreachable: Service) 
 
 @pytest.mark.parametrize("prompt", LOST.values(), ids=LOST)
 def test_a_picture_that_can_not_be_had_costs_the_installation_and_not_the_user(
-    service: Service, sandbox: RunningSandbox, prompt: str
+    service: Service, sandbox: RunningSandbox, surface: Surface, prompt: str
 ) -> None:
     limit(service)
     limit(service, "all")
 
-    answer = service.order(f"a red fox {prompt}")
+    answer = surface.order(service, f"a red fox {prompt}")
 
-    assert_problem(answer, 502, "image_unavailable")
+    surface.assert_refused(answer, "image_unavailable")
     assert answer.headers["x-should-retry"] == "false"
     assert "retry-after" not in answer.headers
     generation = service.generation()
@@ -288,3 +289,48 @@ def test_a_running_generation_is_no_error(service: Service) -> None:
     assert answer.json()["state"] == "pending"
     assert "failure" not in answer.json()
     wait_until(lambda: service.generation()["state"] == "completed")
+
+
+# What a client's automatic retries make of it
+
+
+@pytest.mark.parametrize("obedient", [True, False], ids=["openai sdk", "ai sdk"])
+@pytest.mark.parametrize("told_by", [OPENAI, TTAPI], ids=lambda surface: surface.name)
+@pytest.mark.parametrize("prompt", MAY_BE_BILLED.values(), ids=MAY_BE_BILLED)
+def test_no_automatic_retry_is_billed_again(
+    service: Service, sandbox: RunningSandbox, prompt: str, told_by: Surface, obedient: bool
+) -> None:
+    answers = retries_of_sdk(told_by, service, f"a red fox {prompt}", obedient=obedient)
+
+    assert len(answers) == (1 if obedient else 3)
+    assert {told_by.generation_id(answer) for answer in answers} == {str(service.generation()["id"])}
+    assert sandbox.witness()["asked"] == 1
+
+
+@pytest.mark.parametrize("row", SURELY_FREE.values(), ids=SURELY_FREE)
+def test_an_automatic_retry_is_made_only_where_it_is_worth_it_and_free(
+    service: Service, sandbox: RunningSandbox, row: Row
+) -> None:
+    answers = retries_of_sdk(OPENAI, service, f"a red fox {row.prompt}", obedient=True)
+
+    assert len(answers) == (3 if REFUSALS[row.code].again else 1)
+    assert (sandbox.witness()["asked"], sandbox.witness()["billed"]) == (len(answers), 0)
+
+
+@pytest.mark.parametrize("obedient", [True, False], ids=["openai sdk", "ai sdk"])
+@pytest.mark.parametrize("prompt", LOST.values(), ids=LOST)
+def test_a_picture_that_is_lost_is_not_bought_again_by_an_automatic_retry(
+    service: Service, sandbox: RunningSandbox, prompt: str, obedient: bool
+) -> None:
+    answers = retries_of_sdk(OPENAI, service, f"a red fox {prompt}", obedient=obedient)
+
+    assert len(answers) == (1 if obedient else 3)
+    assert sandbox.witness()["asked"] == 1
+
+
+def test_every_error_that_an_order_can_meet_stands_in_the_map() -> None:
+    unmet = {"generation_running", "range_not_satisfiable"}
+
+    assert {error.code: error.status for error in all_errors() if error.code not in unmet} == {
+        code: refusal.native for code, refusal in REFUSALS.items()
+    }

@@ -83,11 +83,18 @@ def faults_of(hostile: Hostile, answer: bytes) -> list[str]:
     if len(answer) > _ANSWER_BYTES_MAX:
         faults.append(f"{len(answer)} bytes came back")
     head, _, body = answer.rpartition(b"\r\n\r\n")
-    if statuses and statuses[-1] >= b"400" and body:
-        ours = b"content-type: application/problem+json" in head.lower() and "code" in json.loads(body)
-        if not ours and body != b"Invalid HTTP request received.":
-            faults.append(f"unreadable: {body[:200]!r}")
+    refused = statuses and statuses[-1] >= b"400" and body and body != b"Invalid HTTP request received."
+    if refused and not _is_ours(head, body):
+        faults.append(f"unreadable: {body[:200]!r}")
     return faults
+
+
+def _is_ours(head: bytes, body: bytes) -> bool:
+    """Whether it is an error in one of the wire formats."""
+    if b"content-type: application/problem+json" in head.lower():
+        return "code" in json.loads(body)
+    in_json = b"content-type: application/json" in head.lower()
+    return in_json and json.loads(body).keys() in ({"error"}, {"status", "message", "data"})
 
 
 def test_nothing_that_is_sent_does_any_harm(keeper: Keeper) -> None:

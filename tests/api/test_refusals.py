@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from app.accounts.keys import make_key
 from tests.api.books import (
     NOTHING_USED,
     ONE_USED,
@@ -21,6 +22,7 @@ from tests.api.books import (
     used,
     wait_until,
 )
+from tests.api.surfaces import NATIVE, OPENAI, TTAPI, Surface, retries_of_sdk
 from tests.api.test_error_map import assert_problem
 from tests.sandbox_server import RunningSandbox
 from tests.service import Service, differences, running_service
@@ -64,6 +66,25 @@ def assert_resets(answer: httpx.Response, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SPENT_BY_ONE_ORDER)
+@pytest.mark.parametrize("told_by", [OPENAI, TTAPI], ids=lambda surface: surface.name)
+def test_a_spent_budget_is_told_to_clients_that_would_wait_for_weeks_without_a_time(
+    service: Service, sandbox: RunningSandbox, told_by: Surface, name: str
+) -> None:
+    limit(service, "user", **{f"{name}_max": SPENT_BY_ONE_ORDER[name]})
+    told_by.images(told_by.order(service, "a red fox"))
+
+    answers = retries_of_sdk(told_by, service, "a red fox", obedient=True)
+
+    (answer,) = answers
+    assert told_by.assert_refused(answer, "budget_spent").startswith("Your budget is used up (")
+    assert answer.headers.get("x-should-retry") == "false"
+    assert "retry-after" not in answer.headers
+    assert f'"{name.replace("_", "-")}";r=0' in answer.headers["ratelimit"]
+    assert used(service) == ONE_USED
+    assert (count(service), sandbox.witness()["asked"]) == (1, 1)
+
+
+@pytest.mark.parametrize("name", SPENT_BY_ONE_ORDER)
 @pytest.mark.parametrize("scope", ["user", "key", "all"])
 def test_a_spent_budget_refuses_and_says_which_and_until_when(
     service: Service, sandbox: RunningSandbox, scope: str, name: str
@@ -87,12 +108,14 @@ def test_a_spent_budget_refuses_and_says_which_and_until_when(
     assert differences(service.database_url) == []
 
 
-def test_an_order_in_flight_refuses_the_next_only_until_it_has_ended(service: Service, sandbox: RunningSandbox) -> None:
+def test_an_order_in_flight_refuses_the_next_only_until_it_has_ended(
+    service: Service, sandbox: RunningSandbox, surface: Surface
+) -> None:
     limit(service, in_flight_max=1)
     with in_flight(service, sandbox) as first:
-        answer = service.order("a red fox")
+        answer = surface.order(service, "a red fox")
 
-    assert_problem(answer, 429, "too_many_in_flight")
+    surface.assert_refused(answer, "too_many_in_flight")
     assert 1 <= int(answer.headers["retry-after"]) <= 60
     assert "x-should-retry" not in answer.headers
     assert first.result().status_code == 200
@@ -102,16 +125,17 @@ def test_an_order_in_flight_refuses_the_next_only_until_it_has_ended(service: Se
 
 @pytest.mark.parametrize("scope", ["user", "key", "all"])
 def test_more_orders_than_allowed_a_minute_are_told_to_wait(
-    service: Service, sandbox: RunningSandbox, scope: str
+    service: Service, sandbox: RunningSandbox, surface: Surface, scope: str
 ) -> None:
     limit(service, scope, requests_per_minute_max=2)
     allowed = [service.order("a red fox").status_code for _ in range(2)]
 
-    answer = service.order("a red fox")
+    answer = surface.order(service, "a red fox")
 
     assert allowed == [200, 200]
-    assert_problem(answer, 429, "rate_limit_exceeded")
-    assert (answer.json()["scope"], answer.json()["limit"]) == (scope, "requests_per_minute")
+    surface.assert_refused(answer, "rate_limit_exceeded")
+    whose = {"user": "", "key": "key-", "all": "installation-"}[scope]
+    assert answer.headers["ratelimit-policy"] == f'"{whose}requests-per-minute";q=2;w=60'
     assert 1 <= int(answer.headers["retry-after"]) <= 60
     assert "x-should-retry" not in answer.headers
     assert (count(service), sandbox.witness()["asked"]) == (2, 2)
@@ -154,12 +178,14 @@ def test_a_refused_order_uses_nothing_up(service: Service) -> None:
     assert used(service) == NOTHING_USED
 
 
-def test_an_overloaded_service_says_so_at_once_and_holds_nothing(narrow: Service, sandbox: RunningSandbox) -> None:
+def test_an_overloaded_service_says_so_at_once_and_holds_nothing(
+    narrow: Service, sandbox: RunningSandbox, surface: Surface
+) -> None:
     with in_flight(narrow, sandbox) as first:
-        answer = narrow.order("a red fox")
+        answer = surface.order(narrow, "a red fox")
         held = count(narrow)
 
-    assert_problem(answer, 503, "overloaded")
+    surface.assert_refused(answer, "overloaded")
     assert 1 <= int(answer.headers["retry-after"]) <= 10
     assert "x-should-retry" not in answer.headers
     assert held == 1
@@ -176,11 +202,13 @@ def test_an_order_is_taken_again_when_the_overload_is_over(narrow: Service, sand
     assert answer.status_code == 200
 
 
-def test_without_its_database_the_service_orders_nothing(service: Service, sandbox: RunningSandbox) -> None:
+def test_without_its_database_the_service_orders_nothing(
+    service: Service, sandbox: RunningSandbox, surface: Surface
+) -> None:
     with database_away(service):
-        answer = service.order("a red fox")
+        answer = surface.order(service, "a red fox")
 
-    assert_problem(answer, 503, "database_unavailable")
+    surface.assert_refused(answer, "database_unavailable")
     assert 1 <= int(answer.headers["retry-after"]) <= 10
     assert (count(service), sandbox.witness()["asked"]) == (0, 0)
 
@@ -249,40 +277,100 @@ def test_a_crash_of_ours_is_told_in_the_same_form_and_tells_nothing(service: Ser
     assert "infinity" not in answer.text
 
 
-def test_a_user_that_was_disabled_may_not_order(service: Service, sandbox: RunningSandbox) -> None:
+def test_a_user_that_was_disabled_may_not_order(service: Service, sandbox: RunningSandbox, surface: Surface) -> None:
     service.rows("UPDATE users SET disabled_at = now()")
 
-    answer = service.order("a red fox")
+    answer = surface.order(service, "a red fox")
 
-    assert_problem(answer, 403, "user_disabled")
+    surface.assert_refused(answer, "user_disabled")
     assert (count(service), sandbox.witness()["asked"]) == (0, 0)
 
 
+def test_a_crash_that_an_order_meets_is_told_in_its_own_form_and_forbids_another_try(
+    service: Service, sandbox: RunningSandbox, surface: Surface
+) -> None:
+    key = {"idempotency-key": "order-1"}
+    service.order("a red fox", headers=key)
+    service.rows("UPDATE generations SET created_at = 'infinity'")
+
+    answer = surface.order(service, "a red fox", headers=key)
+
+    surface.assert_refused(answer, "internal_error")
+    assert answer.headers["x-should-retry"] == "false"
+    assert "infinity" not in answer.text
+    assert sandbox.witness()["asked"] == 1
+
+
 @pytest.mark.parametrize(
-    ("method", "path", "body", "status", "code"),
+    ("method", "path", "body", "code"),
     [
-        ("POST", "/images", b"x" * 65_537, 413, "body_too_large"),
-        ("POST", "/images", b"no json", 400, "invalid_json"),
-        ("POST", "/images", b"{}", 400, "missing_required_parameter"),
-        ("POST", "/images", b'{"prompt":"a","size":"1x1"}', 400, "invalid_value"),
-        ("POST", "/images", b'{"prompt":"a","n":2}', 400, "unsupported_parameter"),
-        ("POST", "/images", b'{"prompt":"a","stream":true}', 400, "unsupported_parameter"),
-        ("POST", "/images", b'{"prompt":"a","model":"dall-e-9"}', 400, "model_not_found"),
-        ("PUT", "/images", b"", 405, "method_not_allowed"),
-        ("GET", "/nothing/here", b"", 404, "not_found"),
+        ("POST", "", b"x" * 65_537, "body_too_large"),
+        ("POST", "", b"no json", "invalid_json"),
+        ("POST", "", b"[]", "invalid_json"),
+        ("POST", "", b"{}", "missing_required_parameter"),
+        ("POST", "", b'{"prompt":"a","size":"1x1"}', "invalid_value"),
+        ("POST", "", b'{"prompt":"a","n":2}', "unsupported_parameter"),
+        ("POST", "", b'{"prompt":"a","n":"1"}', "invalid_value"),
+        ("POST", "", b'{"prompt":"a","stream":true}', "unsupported_parameter"),
+        ("POST", "", b'{"prompt":"a","model":"dall-e-9"}', "model_not_found"),
+        ("PUT", "", b"", "method_not_allowed"),
+        ("GET", "/nothing", b"", "not_found"),
     ],
 )
 def test_what_no_limit_has_to_do_with_is_the_callers_to_mend(
-    service: Service, sandbox: RunningSandbox, method: str, path: str, body: bytes, status: int, code: str
+    service: Service, sandbox: RunningSandbox, surface: Surface, method: str, path: str, body: bytes, code: str
 ) -> None:
-    answer = service.client.request(method, path, content=body)
+    answer = surface.post(service, method=method, path=f"{surface.path}{path}", content=body)
 
-    assert_problem(answer, status, code)
+    surface.assert_refused(answer, code)
     assert "retry-after" not in answer.headers
     assert (count(service), sandbox.witness()["asked"]) == (0, 0)
 
 
-def test_a_refused_method_is_told_which_are_allowed(service: Service) -> None:
-    answer = service.client.put("/images")
+@pytest.mark.parametrize(
+    ("key", "code"),
+    [
+        ("", "api_key_missing"),
+        ("sk-0123456789abcdefghijklmnopqrstuvwxyzABCDEFGH", "api_key_mistyped"),
+        (make_key(), "api_key_invalid"),
+    ],
+    ids=["none", "another service's", "nobody's"],
+)
+def test_a_wrong_key_is_told_in_the_clients_own_form(
+    service: Service, sandbox: RunningSandbox, surface: Surface, key: str, code: str
+) -> None:
+    answer = surface.order(service, "a red fox", headers=surface.key_headers(key))
 
-    assert answer.headers["allow"] == "GET, POST"
+    surface.assert_refused(answer, code)
+    assert (count(service), sandbox.witness()["asked"]) == (0, 0)
+
+
+def test_a_key_that_was_used_for_another_order_is_told_so(
+    service: Service, sandbox: RunningSandbox, surface: Surface
+) -> None:
+    key = {"idempotency-key": "order-1"}
+    surface.order(service, "a red fox", headers=key)
+
+    answer = surface.order(service, "a blue fox", headers=key)
+
+    surface.assert_refused(answer, "idempotency_key_reused")
+    assert sandbox.witness()["asked"] == 1
+
+
+def test_an_image_that_was_deleted_is_not_ordered_again(
+    service: Service, sandbox: RunningSandbox, surface: Surface
+) -> None:
+    key = {"idempotency-key": "order-1"}
+    first = surface.order(service, "a red fox", headers=key)
+    service.client.delete(f"/images/{surface.generation_id(first)}")
+
+    answer = surface.order(service, "a red fox", headers=key)
+
+    surface.assert_refused(answer, "image_deleted")
+    assert sandbox.witness()["asked"] == 1
+
+
+def test_a_refused_method_is_told_which_are_allowed(service: Service, surface: Surface) -> None:
+    answer = surface.post(service, method="PUT")
+
+    assert answer.headers["allow"] == ("GET, POST" if surface is NATIVE else "POST")

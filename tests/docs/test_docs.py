@@ -1,14 +1,19 @@
 """Do the pages say what the code does, no less and no more?"""
 
+import json
 import re
 
 import pytest
 from prometheus_client import REGISTRY
+from starlette.requests import Request
+from starlette.routing import Route
 
 from app import telemetry
 from app.accounts.keys import KEY_PATTERN
 from app.api.native import create_native
+from app.api.openai import create_openai, render_error
 from app.api.ops import ops_routes
+from app.api.ttapi import create_ttapi, render_failed
 from app.errors import all_errors
 from app.settings import SECRETS, Settings
 from tests.docs.pages import PAGES, ROOT, anchors, blocks, commands, links, mentioned_commands, read, rows
@@ -90,10 +95,30 @@ def test_the_api_page_names_every_route_and_invents_none() -> None:
         (method.upper(), path) for path, methods in create_native().openapi()["paths"].items() for method in methods
     }
     ops = {("GET", route.path) for route in ops_routes()}
+    others = {
+        (method, prefix + route.path.replace("{model_id:path}", "{generation_id}"))
+        for prefix, surface in (("/v1", create_openai()), ("/openai/v1", create_ttapi()))
+        for route in surface.routes
+        if isinstance(route, Route)
+        for method in route.methods or ()
+    }
 
     assert {(method, path.replace("{id}", "{generation_id}")) for method, path in named} == (
-        native | ops | {("GET", "/i/{name}"), ("HEAD", "/i/{name}")}
+        native | others | ops | {("GET", "/i/{name}"), ("HEAD", "/i/{name}")}
     )
+
+
+def test_the_api_page_tells_what_the_other_surfaces_say_of_every_error_that_they_can_meet() -> None:
+    request = Request({"type": "http", "headers": [], "state": {"request_id": "", "started_at": 0.0}})
+    table = rows("docs/api.md")
+
+    for error in all_errors():
+        if table[error.code][4:] == ["-", "-"]:
+            continue
+        openai = render_error(request, error())
+        code = json.loads(bytes(openai.body))["error"]["code"]
+        told = f"{openai.status_code}" + ("" if code == error.code else f" `{code}`")
+        assert table[error.code][4:] == [told, str(render_failed(request, error()).status_code)]
 
 
 def test_the_operations_page_shows_every_command_at_work() -> None:
