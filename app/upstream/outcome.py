@@ -37,11 +37,20 @@ class BytesSource:
 
 
 @dataclass(frozen=True)
+class Usage:
+    """How many tokens upstream says an order took: of the prompt, and, never 0, of the pictures. It may lie."""
+
+    input_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True)
 class Generated:
     """Upstream made at least one picture, in its own order; it may be fewer than were ordered."""
 
     sources: tuple[UrlSource | BytesSource, ...]
     upstream_status: int
+    usage: Usage | None = None
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,38 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from app.upstream.outcome import BytesSource, Generated, Outcome, RefusalCode, Refused, Unknown, UrlSource
+from app.upstream.outcome import BytesSource, Generated, Outcome, RefusalCode, Refused, Unknown, UrlSource, Usage
 
 _REFUSAL_TEXT_CHARACTERS_MAX = 4_000
 _URL_CHARACTERS_MAX = 8_192
 _REVISED_PROMPT_CHARACTERS_MAX = 32_000
+# More digits than any number has that is meant to be read; json would give up the whole answer over thousands of them.
+_NUMBER_CHARACTERS_MAX = 30
+
+# OpenAI's codes, and what each says under whatever 4xx it comes: its own statuses, 400 for an account without money
+# among them, are not those that relays make of them. Only where a code stands: in prose, a prompt that upstream repeats
+# could name one. source: developers.openai.com/docs/guides/error-codes and the pages named below, 2026-11-22.
+_CODES: Mapping[str, RefusalCode] = {
+    "account_deactivated": "upstream_auth_failed",
+    "invalid_api_key": "upstream_auth_failed",
+    "billing_hard_limit_reached": "upstream_balance_exhausted",
+    "billing_not_active": "upstream_balance_exhausted",
+    "credit_balance_exhausted": "upstream_balance_exhausted",
+    "insufficient_quota": "upstream_balance_exhausted",
+    "organization_spend_limit_exceeded": "upstream_balance_exhausted",
+    "organization_usage_limit_exceeded": "upstream_balance_exhausted",
+    "project_spend_limit_exceeded": "upstream_balance_exhausted",
+    "model_not_found": "upstream_model_gone",
+    "content_policy_violation": "content_rejected",
+    "moderation_blocked": "content_rejected",
+    "rate_limit_exceeded": "upstream_busy",
+    "slow_down": "upstream_busy",
+}
 
 # Tried in this order. "Your account has been banned" must not become a rejected prompt, so the account comes first.
 # TTAPI publishes no text of a content rejection; the words are gathered from sister services and OpenAI's codes
@@ -65,7 +87,7 @@ def read_reply(status: int, content_type: str | None, body: bytes, *, now: datet
     source: docs.ttapi.io/grids/en/development/response and docs.ttapi.io/api/en/openai/images-generations, 2026-11-22.
     """
     if 400 <= status < 500 and status != 408:
-        code = _refusal_code(status, _refusal_text(_parsed(body), body))
+        code = _refusal_code(status, _parsed(body), body)
         return Refused(code, f"HTTP {status} from upstream, read as {code}", status)
     if not 200 <= status < 300:
         return Unknown(f"HTTP {status} from upstream, which may hide a picture already made", status)
@@ -73,19 +95,23 @@ def read_reply(status: int, content_type: str | None, body: bytes, *, now: datet
     sources = tuple(_sources(reply, now))
     if sources:
         # Also where the envelope says FAILED: a picture in hand is what was ordered.
-        return Generated(sources, status)
+        return Generated(sources, status, _usage(reply))
     if status == 200 and _says_failed(reply):
-        code = _refusal_code(status, _refusal_text(reply, body))
+        code = _refusal_code(status, reply, body)
         return Refused(code, f"FAILED inside HTTP 200 from upstream, read as {code}", status)
     return Unknown(f"HTTP {status} from upstream without a picture: {_kind(reply, content_type, body)}", status)
 
 
 def _parsed(body: bytes) -> Any:
     try:
-        return json.loads(body)
+        return json.loads(body, parse_int=_whole_number)
     except (ValueError, RecursionError):
-        # ValueError covers broken JSON, broken encodings and numbers of thousands of digits.
+        # ValueError covers broken JSON and broken encodings.
         return None
+
+
+def _whole_number(digits: str) -> int | None:
+    return int(digits) if len(digits) <= _NUMBER_CHARACTERS_MAX else None
 
 
 def _says_failed(reply: Any) -> bool:
@@ -101,18 +127,23 @@ def _kind(reply: Any, content_type: str | None, body: bytes) -> str:
     return "not JSON" if body else "no body"
 
 
-def _refusal_code(status: int, text: str) -> RefusalCode:
+def _refusal_code(status: int, reply: Any, body: bytes) -> RefusalCode:
+    if (told := _told_code(reply)) is not None:
+        return told
+    text = _refusal_text(reply, body)
     heard = next((code for code, words in _WORDS if words.search(text)), None)
     match status:
         case 401:
-            return "upstream_auth_failed"
+            return "upstream_balance_exhausted" if heard == "upstream_balance_exhausted" else "upstream_auth_failed"
         case 402:
             return "upstream_balance_exhausted"
         case 403:
             # One caller's prompt must not look like a dead account, which would stop the service for everyone.
-            return "content_rejected" if heard == "content_rejected" else "upstream_auth_failed"
+            if heard in ("content_rejected", "upstream_balance_exhausted", "upstream_model_gone"):
+                return heard
+            return "upstream_auth_failed"
         case 404:
-            return "upstream_model_gone"
+            return "content_rejected" if heard == "content_rejected" else "upstream_model_gone"
         case 429:
             # OpenAI says "out of money" with 429; waiting does not help there.
             return "upstream_balance_exhausted" if heard == "upstream_balance_exhausted" else "upstream_busy"
@@ -124,13 +155,37 @@ def _refusal_code(status: int, text: str) -> RefusalCode:
             return heard or "upstream_failed"
 
 
+def _told_code(reply: Any) -> RefusalCode | None:
+    said = (place.get(key) for place in _error_places(reply) for key in ("code", "type"))
+    return next((_CODES[code] for code in said if isinstance(code, str) and code in _CODES), None)
+
+
 def _refusal_text(reply: Any, body: bytes) -> str:
     if not isinstance(reply, dict):
         return body[:_REFUSAL_TEXT_CHARACTERS_MAX].decode("utf-8", "replace")
-    error = reply.get("error")
-    places = (reply, error) if isinstance(error, dict) else (reply, {"message": error})
-    said = (place.get(key) for place in places for key in ("code", "type", "message", "detail"))
+    said = (place.get(key) for place in _error_places(reply) for key in ("code", "type", "message", "detail"))
     return "\n".join(text[:_REFUSAL_TEXT_CHARACTERS_MAX] for text in said if isinstance(text, str))
+
+
+def _error_places(reply: Any) -> tuple[Mapping[str, Any], ...]:
+    """Where an answer says what is wrong: in OpenAI's error object before TTAPI's envelope."""
+    if not isinstance(reply, dict):
+        return ()
+    error = reply.get("error")
+    return (error, reply) if isinstance(error, dict) else (reply, {"message": error})
+
+
+def _usage(reply: Any) -> Usage | None:
+    """Return what the tokens of an answer were; None where it doesn't say, or says what no picture can have taken."""
+    inner = reply.get("data")
+    for place in (reply, inner if isinstance(inner, dict) else {}):
+        usage = place.get("usage")
+        if isinstance(usage, dict):
+            taken, made = usage.get("input_tokens"), usage.get("output_tokens")
+            # By type, for True is an int; a relay that does not count says 0.
+            if type(taken) is int and type(made) is int and taken >= 0 and made > 0:
+                return Usage(taken, made)
+    return None
 
 
 def _sources(reply: Any, now: datetime) -> Iterator[UrlSource | BytesSource]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.upstream.outcome import BytesSource, Generated, Outcome, Refused, Unknown, UrlSource
+from app.upstream.outcome import BytesSource, Generated, Outcome, Refused, Unknown, UrlSource, Usage
 from app.upstream.reply import read_reply, source_expires_at
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
@@ -209,12 +209,75 @@ REJECTED = "Your request was rejected as a result of our safety system."
         (429, openai_error("quota", "insufficient_quota"), "upstream_balance_exhausted"),
         (429, failed(REJECTED), "upstream_busy"),
         (499, failed("queue is full"), "upstream_busy"),
+        (401, failed("insufficient quota"), "upstream_balance_exhausted"),
+        (403, failed("The model dall-e-3 does not exist"), "upstream_model_gone"),
+        (403, failed("insufficient balance"), "upstream_balance_exhausted"),
+        (404, failed(REJECTED), "content_rejected"),
     ],
 )
 def test_a_refusal_that_cost_nothing_is_told_apart(status: int, reply: Any, code: str) -> None:
     outcome = read(status, reply)
     assert isinstance(outcome, Refused)
     assert (outcome.code, outcome.upstream_status) == (code, status)
+
+
+CODES = {
+    "model_not_found": "upstream_model_gone",
+    "moderation_blocked": "content_rejected",
+    "content_policy_violation": "content_rejected",
+    "billing_hard_limit_reached": "upstream_balance_exhausted",
+    "insufficient_quota": "upstream_balance_exhausted",
+    "invalid_api_key": "upstream_auth_failed",
+    "rate_limit_exceeded": "upstream_busy",
+}
+
+
+@pytest.mark.parametrize("status", [200, 400, 401, 402, 403, 404, 409, 418, 422, 429, 499])
+@pytest.mark.parametrize(("said", "code"), CODES.items())
+@pytest.mark.parametrize("shape", ["openai", "envelope"])
+def test_a_code_that_is_known_says_what_it_is_under_whatever_status(
+    status: int, said: str, code: str, shape: str
+) -> None:
+    # The words speak of something else: of the two, the code is what its sender meant.
+    words = "Banned words: your account is blocked, and the model was removed."
+    reply = failed(words) | ({"code": said} if shape == "envelope" else openai_error(words, said))
+    outcome = read(status, reply)
+    assert isinstance(outcome, Refused)
+    assert outcome.code == code
+
+
+@pytest.mark.parametrize("said", [None, 7, [], {}, "", "not_a_code"])
+def test_a_code_that_is_not_known_leaves_it_to_the_words(said: Any) -> None:
+    outcome = read(400, {"error": {"message": REJECTED, "code": said, "type": said}})
+    assert isinstance(outcome, Refused)
+    assert outcome.code == "content_rejected"
+
+
+@pytest.mark.parametrize("envelope", [True, False])
+def test_the_tokens_of_an_answer_are_read_in_every_shape(envelope: bool) -> None:
+    bare = {"created": 1, "data": [{"b64_json": BASE64}], "usage": {"input_tokens": 9, "output_tokens": 1_756}}
+    outcome = read(200, {"status": "SUCCESS", "data": bare} if envelope else bare)
+    assert outcome == Generated((BytesSource(PICTURE, None),), 200, Usage(9, 1_756))
+
+
+HOSTILE_NUMBERS = ["-1", "1.5", "1e3", "1e999", "NaN", "-Infinity", "true", "null", '"9"', "[]", "{}", "9" * 5_000]
+
+
+@pytest.mark.parametrize("number", HOSTILE_NUMBERS)
+@pytest.mark.parametrize("name", ["input_tokens", "output_tokens"])
+def test_tokens_that_are_no_count_are_none_and_lose_no_picture(name: str, number: str) -> None:
+    counts = {"input_tokens": "9", "output_tokens": "9"} | {name: number}
+    usage = ",".join(f'"{key}":{value}' for key, value in counts.items())
+    outcome = read(200, f'{{"data":[{{"b64_json":"{BASE64}"}}],"usage":{{{usage}}}}}'.encode())
+    assert outcome == Generated((BytesSource(PICTURE, None),), 200)
+
+
+@pytest.mark.parametrize(
+    "usage", [None, 7, [], "", {}, {"total_tokens": 9}, {"output_tokens": 9}, {"input_tokens": 0, "output_tokens": 0}]
+)
+def test_an_answer_that_counts_no_tokens_for_its_pictures_counts_none(usage: Any) -> None:
+    outcome = read(200, {"data": [{"b64_json": BASE64}], "usage": usage})
+    assert outcome == Generated((BytesSource(PICTURE, None),), 200)
 
 
 @pytest.mark.parametrize("status", [200, 202, 400, 401, 404, 418, 500])
@@ -229,7 +292,20 @@ def test_nothing_of_the_body_is_in_a_detail_or_a_repr(status: int) -> None:
     assert "PNG" not in repr(read(200, {"data": [{"b64_json": BASE64}]}))
 
 
-KEYS = ("status", "message", "data", "error", "code", "url", "b64_json", "revised_prompt", "detail")
+KEYS = (
+    "status",
+    "message",
+    "data",
+    "error",
+    "code",
+    "usage",
+    "input_tokens",
+    "output_tokens",
+    "url",
+    "b64_json",
+    "revised_prompt",
+    "detail",
+)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["FAILED", URL, BASE64]),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=5),
