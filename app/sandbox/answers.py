@@ -10,6 +10,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp
 
 from app.sandbox.faults import Fault
+from app.sandbox.orders import Order
 from app.sandbox.sending import cut, dripped, drop, gzip_bomb, hang, html, reset
 
 JSON: Final = "application/json"
@@ -36,6 +37,14 @@ _REJECTED: Final = (
 )
 
 
+# The newer route's refusals, with the codes of upstream-facts.md section 3.
+_CODES: Final[Mapping[int, str]] = {
+    401: "invalid_api_key",
+    402: "billing_hard_limit_reached",
+    429: "rate_limit_exceeded",
+}
+
+
 def compact_json(content: object) -> bytes:
     """JSON without spaces, slashes and ampersands as they are: public code reads TTAPI's URLs by regular expression."""
     return json.dumps(content, separators=(",", ":")).encode()
@@ -49,36 +58,58 @@ def failed(status: int, message: str) -> Response:
     return Response(compact_json(envelope), status, media_type=JSON)
 
 
-def success(items: Sequence[Mapping[str, str]], *, bare: bool, gpt_image: bool) -> bytes:
-    """The body of a success: TTAPI's envelope, or (`bare`) OpenAI's shape, with `usage` for gpt-image models."""
+def refused(status: int, message: str, *, bare: bool, code: str | None = None) -> Response:
+    """A refusal in the route's own form: TTAPI's envelope, or (`bare`) OpenAI's error object."""
+    if not bare:
+        return failed(status, message)
+    kind = "server_error" if status >= 500 else "requests" if status == 429 else "invalid_request_error"
+    if code == "moderation_blocked":
+        kind = "image_generation_user_error"
+    error = {"message": message, "type": kind, "param": None, "code": code or _CODES.get(status)}
+    return Response(compact_json({"error": error}), status, media_type=JSON)
+
+
+def success(items: Sequence[Mapping[str, str]], order: Order, *, bare: bool, counted: str | None = None) -> bytes:
+    """The body of a success: TTAPI's envelope, or (`bare`) OpenAI's shape.
+
+    A model that counts tokens says how many, and what it chose. `counted` is what it says instead of the truth:
+    a number of tokens, or `none`.
+    """
     content: dict[str, Any] = {"created": int(time.time()), "data": items}
-    if gpt_image:
-        content["usage"] = {
-            "input_tokens": 16,
-            "input_tokens_details": {"image_tokens": 0, "text_tokens": 16},
-            "output_tokens": 1056 * len(items),
-            "total_tokens": 16 + 1056 * len(items),
-        }
+    if order.tokens:
+        content |= {"background": "opaque", "output_format": order.image_format}
+        content |= {"quality": order.quality, "size": order.size}
+        if counted != "none":
+            taken, made = order.prompt_tokens, int(counted or order.tokens * order.n)
+            content["usage"] = {
+                "input_tokens": taken,
+                "input_tokens_details": {"image_tokens": 0, "text_tokens": taken},
+                "output_tokens": made,
+                "total_tokens": taken + made,
+            }
     return compact_json(content if bare else {"status": "SUCCESS", "message": "success", "data": content})
 
 
-def instead_of_pictures(fault: Fault, *, model: str, url: str) -> ASGIApp | None:
+def instead_of_pictures(fault: Fault, *, model: str, url: str, bare: bool) -> ASGIApp | None:
     """The answer to an order for which no picture is made, or None when this fault lets one be made.
 
+    Refusals have the route's own form, except FAILED inside a 200, which is TTAPI's alone.
     A redirect that names no target leads back to `url`, so that a client that follows it is seen to ask twice.
     """
     match fault.name:
         case "refuse":
-            return failed(400, _REJECTED)
+            code = "moderation_blocked" if model.startswith("gpt-image-") else "content_policy_violation"
+            return refused(400, _REJECTED, bare=bare, code=code)
         case "refuse-in-200":
             return failed(200, _REJECTED)
         case "failed-in-200":
             return failed(200, "Generation failed, please try again later.")
         case "model-gone":
-            return failed(int(fault.argument or 404), f"The model `{model}` has been deprecated.")
+            gone = f"The model `{model}` has been deprecated."
+            return refused(int(fault.argument or 404), gone, bare=bare, code="model_not_found")
         case "status":
-            code = int(fault.argument)
-            return failed(code, WRONG_KEY if code == 401 else _MESSAGES.get(code, f"Error {code}."))
+            status = int(fault.argument)
+            return refused(status, WRONG_KEY if status == 401 else _MESSAGES.get(status, f"Error {status}."), bare=bare)
         case "html":
             return html(int(fault.argument))
         case "redirect":

@@ -40,6 +40,7 @@ _SHAPES: Final[Mapping[str, str]] = {
     "delay": _SECONDS,
     "b64": _NOTHING,
     "unbilled": _NOTHING,
+    "usage": r"none|-?\d{1,40}",
     "expires": _SECONDS,
     "format": r"png|jpeg|webp",
     "id": r"\S{1,100}",
@@ -59,7 +60,7 @@ _SHAPES: Final[Mapping[str, str]] = {
     "picture redirect": _URL,
 }
 # These stand beside an answer's fault instead of being one.
-_CIRCUMSTANCES: Final = frozenset({"delay", "b64", "unbilled", "expires", "format", "id"})
+_CIRCUMSTANCES: Final = frozenset({"delay", "b64", "unbilled", "usage", "expires", "format", "id"})
 _REFUSALS: Final = frozenset({"refuse", "refuse-in-200", "failed-in-200", "redirect", "model-gone"})
 
 
@@ -90,6 +91,7 @@ class FaultOrders:
     delay_seconds: float = 0
     in_base64: bool = False
     unbilled: bool = False
+    counted: str | None = None
     url_lifetime_seconds: float | None = None
     image_format: str | None = None
     tag: str | None = None
@@ -138,6 +140,7 @@ def read_faults(prompt: str) -> FaultOrders:
         delay_seconds=hang_seconds + (ordered["delay"].seconds(0) if "delay" in ordered else 0),
         in_base64="b64" in ordered or "bad-b64" in ordered,
         unbilled="unbilled" in ordered,
+        counted=ordered["usage"].argument.lower() if "usage" in ordered else None,
         url_lifetime_seconds=ordered["expires"].seconds(0) if "expires" in ordered else None,
         image_format=ordered["format"].argument.lower() if "format" in ordered else None,
         tag=ordered["id"].argument if "id" in ordered else None,

@@ -15,7 +15,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from app.sandbox.answers import JSON, WRONG_KEY, compact_json, failed, instead_of_pictures, spoiled, success
+from app.sandbox.answers import JSON, WRONG_KEY, compact_json, failed, instead_of_pictures, refused, spoiled, success
 from app.sandbox.drawing import draw_blank
 from app.sandbox.faults import FaultOrders, read_faults
 from app.sandbox.orders import Order, Refused, read_body, read_order, readable
@@ -91,9 +91,9 @@ async def _answer_order(sandbox: Sandbox, bare: bool, request: Request) -> ASGIA
         faults = read_faults(readable(str(body.get("prompt", ""))))
         _check_key(sandbox.api_keys, request, bearer_too=bare)
         order = read_order(body, bare=bare)
-    except Refused as refused:
+    except Refused as refusal:
         note(body, tag=faults.tag, billed=False)
-        return failed(refused.status, refused.message)
+        return refused(refusal.status, refusal.message, bare=bare, code=refusal.code)
     # Billed as soon as it is decided, not when it is answered: a client that leaves has bought the picture.
     note(body, tag=faults.tag, billed=faults.billed)
     delay_seconds = sandbox.delay_seconds + faults.delay_seconds
@@ -107,11 +107,11 @@ async def _answer(
     sandbox: Sandbox, order: Order, faults: FaultOrders, order_id: str, *, route: str, bare: bool
 ) -> ASGIApp:
     if faults.answer is not None:
-        instead = instead_of_pictures(faults.answer, model=order.model, url=f"{sandbox.public_url}{route}")
+        instead = instead_of_pictures(faults.answer, model=order.model, url=f"{sandbox.public_url}{route}", bare=bare)
         if instead is not None:
             return instead
     items = await _items(sandbox, order, faults, order_id)
-    return spoiled(faults.answer, success(items, bare=bare, gpt_image=order.model.startswith("gpt-image-")))
+    return spoiled(faults.answer, success(items, order, bare=bare, counted=faults.counted))
 
 
 async def _items(sandbox: Sandbox, order: Order, faults: FaultOrders, order_id: str) -> list[dict[str, str]]:
@@ -154,8 +154,8 @@ def _pictures(order: Order, faults: FaultOrders, order_id: str) -> list[Picture]
 async def _answer_balance(sandbox: Sandbox, request: Request) -> Response:
     try:
         _check_key(sandbox.api_keys, request, bearer_too=False)
-    except Refused as refused:
-        return failed(refused.status, refused.message)
+    except Refused as refusal:
+        return failed(refusal.status, refusal.message)
     account = {"email": "sandbox@example.com", "balance": 1_000_000, "freeze_balance": 0, "max_queue": 10}
     return Response(compact_json({"status": "SUCCESS", "message": "success", "data": account}), media_type=JSON)
 

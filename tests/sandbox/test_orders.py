@@ -36,9 +36,30 @@ def test_a_gpt_image_model_answers_base64_only_and_its_usage(customer: Customer)
     body = customer.order("a cat", route=BARE_ROUTE, model="gpt-image-2", size="1536x1024", quality="low").json()
     (item,) = body["data"]
     assert set(item) == {"revised_prompt", "b64_json"}
-    assert body["usage"]["total_tokens"] > 0
+    assert body["usage"] == {
+        "input_tokens": 8,
+        "input_tokens_details": {"image_tokens": 0, "text_tokens": 8},
+        "output_tokens": 158,
+        "total_tokens": 166,
+    }
+    assert (body["size"], body["quality"], body["output_format"]) == ("1536x1024", "low", "png")
     with Image.open(io.BytesIO(base64.b64decode(item["b64_json"], validate=True))) as image:
         assert image.size == (1536, 1024)
+
+
+def test_each_of_several_pictures_is_counted(customer: Customer) -> None:
+    body = customer.order("a cat", route=BARE_ROUTE, model="gpt-image-2", quality="low", n=3).json()
+    assert (len(body["data"]), body["usage"]["output_tokens"]) == (3, 3 * 196)
+
+
+@pytest.mark.parametrize(("fault", "tokens"), [("usage 0", 0), ("usage -5", -5), ("usage " + "9" * 40, int("9" * 40))])
+def test_a_wrong_count_can_be_ordered(customer: Customer, fault: str, tokens: int) -> None:
+    body = customer.order(f"a cat [[{fault}]]", route=BARE_ROUTE, model="gpt-image-2").json()
+    assert body["usage"]["output_tokens"] == tokens
+
+
+def test_no_count_can_be_ordered(customer: Customer) -> None:
+    assert "usage" not in customer.order("a cat [[usage none]]", route=BARE_ROUTE, model="gpt-image-2").json()
 
 
 def test_base64_comes_when_response_format_asks_for_it(customer: Customer) -> None:
@@ -89,6 +110,42 @@ def test_a_field_outside_the_documented_ones_is_refused(
     assert sandbox.witness()["billed"] == 0
 
 
+@pytest.mark.parametrize(
+    ("fields", "status", "code"),
+    [
+        ({"response_format": "url"}, 400, "unknown_parameter"),
+        ({"style": "vivid"}, 400, "unknown_parameter"),
+        ({"seed": 7}, 400, "unknown_parameter"),
+        ({"size": "1792x1024"}, 400, "invalid_value"),
+        ({"quality": "hd"}, 400, "invalid_value"),
+        ({"quality": "max"}, 400, "invalid_value"),
+        ({"n": 0}, 400, "invalid_value"),
+        ({"prompt": ""}, 400, "invalid_value"),
+        ({"prompt": "x" * 32_001}, 400, "string_too_long"),
+        ({"model": "gpt-image-1"}, 404, "model_not_found"),
+        ({"model": "dream-9"}, 404, "model_not_found"),
+        ({"prompt": "[[refuse]]"}, 400, "moderation_blocked"),
+        ({"prompt": "[[refuse]]", "model": "dall-e-3"}, 400, "content_policy_violation"),
+        ({"prompt": "[[model-gone]]"}, 404, "model_not_found"),
+        ({"prompt": "[[status 401]]"}, 401, "invalid_api_key"),
+        ({"prompt": "[[status 402]]"}, 402, "billing_hard_limit_reached"),
+        ({"prompt": "[[status 429]]"}, 429, "rate_limit_exceeded"),
+        ({"prompt": "[[status 500]]"}, 500, None),
+    ],
+)
+def test_the_newer_route_refuses_in_openais_error_object(
+    sandbox: RunningSandbox, customer: Customer, fields: dict[str, Any], status: int, code: str | None
+) -> None:
+    reply = customer.client.post(BARE_ROUTE, json={"prompt": "a cat", "model": "gpt-image-2", **fields})
+    assert reply.status_code == status
+    assert set(reply.json()) == {"error"}
+    error = reply.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["code"] == code
+    assert error["message"]
+    assert sandbox.witness()["billed"] == (1 if status >= 500 else 0)
+
+
 def test_the_seed_route_demands_a_size(customer: Customer) -> None:
     assert customer.client.post(SEED_ROUTE, json={"prompt": "a cat"}).status_code == 400
 
@@ -136,7 +193,10 @@ def test_a_wrong_key_is_refused_without_data(route: str, headers: dict[str, str]
     with running_sandbox(api_keys=frozenset({API_KEY})) as sandbox:
         reply = httpx.post(sandbox.url + route, json={"prompt": "a cat", "size": "1024x1024"}, headers=headers)
         assert reply.status_code == 401
-        assert reply.json() == WRONG_KEY
+        if route == SEED_ROUTE:
+            assert reply.json() == WRONG_KEY
+        else:
+            assert reply.json()["error"]["code"] == "invalid_api_key"
         assert sandbox.witness()["billed"] == 0
 
 
