@@ -97,7 +97,7 @@ def test_a_repeat_is_answered_whatever_the_catalog_says_now(
         installation.stop()
         other = tmp_path / "catalog.toml"
         changed = CATALOG.read_text().replace("dall-e-3", "dall-e-4")
-        other.write_text(changed.replace('default_size = "1024x1024"', 'default_size = "1792x1024"'))
+        other.write_text(changed.replace('default_size = "1024x1024"', 'default_size = "1792x1024"', 1))
         installation.env["MODEL_CATALOG"] = str(other)
         installation.start()
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -28,6 +29,7 @@ from app.generations import images, records
 from app.generations.order import Order
 from app.generations.records import Generation
 from app.generations.usage import Outstanding, outstanding_of
+from app.upstream.catalog import Model, Translation
 
 _PAGE_DEFAULT, _PAGE_MAX = 20, 100
 _RUNNING_RETRY_SECONDS = 2
@@ -146,24 +148,35 @@ async def get_me(request: Request, caller: Authenticated) -> Response:
 
 async def list_models(request: Request, caller: Authenticated) -> Response:
     """List the models that can be ordered, with their sizes, qualities and prices."""
-    models = [
-        {
-            "name": model.name,
-            "aliases": list(model.aliases),
-            "sizes": list(model.sizes),
-            "qualities": list(model.qualities),
-            "default_size": model.default_size,
-            "default_quality": model.default_quality,
-            "prompt_characters_max": model.prompt_characters_max,
-            "n_max": model.images_max,
-            "prices": [
-                {"size": size, "quality": quality, **_money(micros)} for (size, quality), micros in model.prices.items()
-            ],
-            "retires_on": model.retires_on.isoformat() if model.retires_on else None,
-        }
-        for model in wiring_of(request).catalog.models
-    ]
-    return JSONResponse({"models": models, "default": wiring_of(request).catalog.default_model}, headers=_NO_STORE)
+    catalog = wiring_of(request).catalog
+    models = [_model_json(model) for model in catalog.models]
+    return JSONResponse({"models": models, "default": catalog.default_model}, headers=_NO_STORE)
+
+
+def _model_json(model: Model) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "aliases": list(model.aliases),
+        "sizes": list(model.sizes),
+        "qualities": list(model.qualities),
+        "default_size": model.default_size,
+        "default_quality": model.default_quality,
+        "prompt_characters_max": model.prompt_characters_max,
+        "n_max": model.images_max,
+        "prices": [
+            {"size": size, "quality": quality, **_money(micros)} for size, quality, micros in model.all_prices()
+        ],
+        "token_prices": asdict(model.token_prices) if model.token_prices else None,
+        "price_source": model.price_source,
+        "price_date": model.price_date.isoformat(),
+        "also_takes": _translation_json(model.also_takes),
+        "stands_in_for": [{"name": name, **_translation_json(meant)} for name, meant in model.stands_in_for.items()],
+        "retires_on": model.retires_on.isoformat() if model.retires_on else None,
+    }
+
+
+def _translation_json(translation: Translation) -> dict[str, Any]:
+    return {"sizes": dict(translation.sizes), "qualities": dict(translation.qualities)}
 
 
 async def show_docs(request: Request) -> HTMLResponse:
@@ -227,6 +240,7 @@ def _generation_json(request: Request, generation: Generation) -> dict[str, Any]
         "model": generation.model,
         "size": generation.size,
         "quality": generation.quality,
+        **({"asked": generation.asked} if generation.asked else {}),
         "n": generation.held_images,
         "price": _money(_charged_micros(generation)),
         "images": [

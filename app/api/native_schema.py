@@ -39,6 +39,14 @@ class FailureAnswer(_Answer):
     detail: str
 
 
+class AskedAnswer(_Answer):
+    """The words an order was asked in, where the catalog made others of them; null is "left out"."""
+
+    model: str | None
+    size: str | None
+    quality: str | None
+
+
 class GenerationAnswer(_Answer):
     """How a generation stands."""
 
@@ -51,6 +59,7 @@ class GenerationAnswer(_Answer):
     model: str
     size: str
     quality: str
+    asked: AskedAnswer | None = None
     n: int = Field(ge=1)
     price: MoneyAnswer
     images: list[ImageAnswer]
@@ -106,6 +115,26 @@ class PriceAnswer(MoneyAnswer):
     quality: str
 
 
+class TokenPricesAnswer(_Answer):
+    """What a million tokens cost in micros; with them, what upstream says was used is charged, up to what was held."""
+
+    input: int = Field(ge=1)
+    output: int = Field(ge=1)
+
+
+class TranslationAnswer(_Answer):
+    """Words for sizes and qualities that are taken, and what is made for each."""
+
+    sizes: dict[str, str]
+    qualities: dict[str, str]
+
+
+class StandInAnswer(TranslationAnswer):
+    """A name of another model that this one is made for."""
+
+    name: str
+
+
 class ModelAnswer(_Answer):
     """A model that can be ordered."""
 
@@ -118,6 +147,11 @@ class ModelAnswer(_Answer):
     prompt_characters_max: int
     n_max: int
     prices: list[PriceAnswer]
+    token_prices: TokenPricesAnswer | None
+    price_source: str
+    price_date: date
+    also_takes: TranslationAnswer
+    stands_in_for: list[StandInAnswer]
     retires_on: date | None
 
 

@@ -24,7 +24,7 @@ from sqlalchemy import (
     Uuid,
     text,
 )
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 metadata = MetaData(
     naming_convention={
@@ -113,6 +113,8 @@ generations = Table(
     Column("idempotency_key", Text),
     # SHA-256 of what was asked: a key that comes again with another order is refused, and a repeat without one found.
     Column("order_digest", LargeBinary, nullable=False),
+    # {model, size, quality} as they were asked for, null where left out; NULL unless the catalog made others of them.
+    Column("asked", JSONB(none_as_null=True)),
     Column("model", Text, nullable=False),
     Column("size", Text, nullable=False),
     Column("quality", Text, nullable=False),
@@ -127,6 +129,8 @@ generations = Table(
     # price, while its user is given back.
     Column("held_images", Integer, nullable=False),
     Column("held_micros", BigInteger, nullable=False),
+    # What upstream's answer says was used, priced and cut to what was held; NULL where it doesn't say.
+    Column("used_micros", BigInteger),
     Column("settled_images", Integer),
     Column("settled_micros", BigInteger),
     # The UTC day it was held in; giving back goes only there.

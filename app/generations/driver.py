@@ -7,6 +7,7 @@ all go through it.
 import time
 from asyncio import sleep
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -20,6 +21,7 @@ from app.generations import records, risk
 from app.generations.leases import Leases, pauses, within
 from app.generations.records import Generation, Image, Move
 from app.generations.rehost import Rehost, RehostFailed, in_order
+from app.generations.settling import settlement, used_micros
 from app.generations.telling import tell_answer, tell_move, tell_unforeseen, tell_vanished
 from app.upstream.breaker import Breaker
 from app.upstream.catalog import Catalog
@@ -99,7 +101,8 @@ class Driver:
         self._breaker.hear(outcome, sent_at=started)
         tell_answer(generation, outcome, time.monotonic() - started)
         if isinstance(outcome, Generated):
-            return await self._take(generation, outcome)
+            used = used_micros(generation, model, outcome.usage)
+            return await self._take(replace(generation, used_micros=used), outcome)
         if isinstance(outcome, Refused):
             failed = Move(
                 "failed",
@@ -139,6 +142,7 @@ class Driver:
                 source_expires_at=min((source.expires_at for source in urls if source.expires_at), default=None),
                 source_lifetime_seconds=self._leases.source_lifetime_seconds,
                 lease_seconds=self._leases.generated_seconds,
+                used_micros=generation.used_micros,
                 revised_prompt=revised_prompt,
             )
             try:
@@ -246,7 +250,8 @@ class Driver:
         completed = Move(
             "completed",
             leaving=("pending", "generated", "unknown"),
-            settled=(len(pictures), generation.held_micros * len(pictures) // generation.held_images),
+            settled=settlement(generation, len(pictures)),
+            used_micros=generation.used_micros,
             revised_prompt=revised_prompt,
             pictures=pictures,
         )

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import TypedDict
 
 from app.errors import InvalidValue, ModelNotFound, UnsupportedParameter
 from app.upstream.catalog import Catalog, Model
@@ -30,11 +30,20 @@ class Order:
         return hashlib.sha256(json.dumps(asked, sort_keys=True, ensure_ascii=True).encode()).digest()
 
 
+class Asked(TypedDict):
+    """The words that an order was asked in, where the catalog made others of them; None is "left out"."""
+
+    model: str | None
+    size: str | None
+    quality: str | None
+
+
 @dataclass(frozen=True)
 class PricedOrder:
     """An order that the catalog allows, with every choice made.
 
-    `cost_micros` is for all its `n` pictures, `digest` that of what was asked.
+    `cost_micros` is the most that all its `n` pictures, and its prompt, can cost; `digest` that of what was asked;
+    `asked` what that was, if the catalog has other words for it.
     """
 
     prompt: str
@@ -44,6 +53,7 @@ class PricedOrder:
     n: int
     cost_micros: int
     digest: bytes
+    asked: Asked | None = None
 
 
 def check(order: Order, catalog: Catalog) -> PricedOrder:
@@ -54,14 +64,14 @@ def check(order: Order, catalog: Catalog) -> PricedOrder:
     """
     model = _model(order, catalog)
     prompt = _prompt(order.prompt, model)
-    size = _chosen(order.size, model.sizes, model.default_size)
-    if size not in model.sizes:
-        raise InvalidValue(f"`size` must be one of {', '.join(model.sizes)} for {model.name}.", parameter="size")
-    quality = _chosen(order.quality, model.qualities, model.default_quality)
-    if quality not in model.qualities:
-        raise InvalidValue(
-            f"`quality` must be one of {', '.join(model.qualities)} for {model.name}.", parameter="quality"
-        )
+    size = model.size_for(order.size, name=order.model)
+    if size is None:
+        offered = ", ".join(model.sizes_taken(name=order.model))
+        raise InvalidValue(f"`size` must be one of {offered} for {model.name}.", parameter="size")
+    quality = model.quality_for(order.quality, name=order.model)
+    if quality is None:
+        offered = ", ".join(model.qualities_taken(name=order.model))
+        raise InvalidValue(f"`quality` must be one of {offered} for {model.name}.", parameter="quality")
     if order.n < 1:
         raise InvalidValue("`n` must be 1 or more.", parameter="n")
     if order.n > model.images_max:
@@ -73,13 +83,17 @@ def check(order: Order, catalog: Catalog) -> PricedOrder:
         raise InvalidValue(
             f"{model.name} has no price for {size} in {quality}, so it is not offered.", parameter="size"
         )
-    return PricedOrder(prompt, model, size, quality, order.n, price_micros * order.n, order.digest)
+    # The prompt may be counted for each picture; nobody says.
+    cost_micros = (price_micros + model.prompt_micros_max(prompt)) * order.n
+    asked = _asked(order, model.name, size, quality)
+    return PricedOrder(prompt, model, size, quality, order.n, cost_micros, order.digest, asked)
 
 
-def _chosen(asked: str | None, offered: Sequence[str], usual: str) -> str:
-    # Clients for newer models say `auto` to every model: "as is best". Where a model has no such thing, that is its
-    # default.
-    return usual if asked is None or (asked == "auto" and "auto" not in offered) else asked
+def _asked(order: Order, *made: str) -> Asked | None:
+    asked = (order.model, order.size, order.quality)
+    if all(word in (None, word_made) for word, word_made in zip(asked, made, strict=True)):
+        return None
+    return Asked(model=order.model, size=order.size, quality=order.quality)
 
 
 def _model(order: Order, catalog: Catalog) -> Model:

@@ -27,7 +27,7 @@ from app.accounts.budgets import Gauge
 from app.accounts.keys import Caller
 from app.database.tables import generations, images
 from app.generations import repeats
-from app.generations.order import PricedOrder
+from app.generations.order import Asked, PricedOrder
 from app.generations.repeats import Attempt, Joined, Known
 
 State = Literal["pending", "generated", "completed", "failed", "unknown", "lost"]
@@ -68,6 +68,7 @@ class Generation:
     failure_detail: str | None
     idempotency_key: str | None
     order_digest: bytes
+    asked: Asked | None
     model: str
     size: str
     quality: str
@@ -76,6 +77,7 @@ class Generation:
     sandbox: bool
     held_images: int
     held_micros: int
+    used_micros: int | None
     settled_images: int | None
     settled_micros: int | None
     storage_stem: str
@@ -139,12 +141,12 @@ allowed AS MATERIALIZED (
 ),
 {budgets.HOLD},
 inserted AS (
-    INSERT INTO generations (id, user_id, api_key_id, scopes, state, idempotency_key, order_digest, model, size,
+    INSERT INTO generations (id, user_id, api_key_id, scopes, state, idempotency_key, order_digest, asked, model, size,
         quality, prompt, sandbox, held_images, held_micros, day, storage_stem, lease_until, request_id, created_at,
         retry_count)
     SELECT :id, :user_id, :api_key_id, CAST(:scopes AS text[]), 'pending', CAST(:idempotency_key AS text),
-        :order_digest, :model, :size, :quality, :prompt, :sandbox, :images, :micros, f.day, :storage_stem,
-        m.ts + make_interval(secs => :lease_seconds), CAST(:request_id AS text), m.ts, :retry_count
+        :order_digest, CAST(:asked AS jsonb), :model, :size, :quality, :prompt, :sandbox, :images, :micros, f.day,
+        :storage_stem, m.ts + make_interval(secs => :lease_seconds), CAST(:request_id AS text), m.ts, :retry_count
     FROM allowed, frame f, moment m WHERE NOT EXISTS (SELECT FROM refusal)
     RETURNING *
 )
@@ -177,6 +179,7 @@ async def reserve(
         "id": generation_id,
         "user_id": caller.user_id,
         "scopes": list(caller.scopes),
+        "asked": json.dumps(order.asked) if order.asked else None,
         "model": order.model.name,
         "size": order.size,
         "quality": order.quality,
@@ -241,6 +244,7 @@ moved AS (
             CAST(:source_expires_at AS timestamptz), m.ts + make_interval(secs => :source_lifetime_seconds))
             ELSE g.source_expires_at END,
         lease_until = CASE WHEN :state = 'generated' THEN m.ts + make_interval(secs => :lease_seconds) END,
+        used_micros = COALESCE(CAST(:used_micros AS bigint), g.used_micros),
         settled_images = CAST(:settled_images AS int),
         settled_micros = CAST(:settled_micros AS bigint),
         finished_at = CASE WHEN :state = 'generated' THEN NULL ELSE m.ts END
@@ -266,14 +270,15 @@ SELECT {columns_of("m", _COLUMNS)} FROM moved m"""  # noqa: S608
 class Move:
     """Where a generation goes, and from where it may. Fields that the new state doesn't have stay None.
 
-    `settled` is (images, micros). `source_lifetime_seconds` counts when `source_expires_at` is not known. With
-    `if_source_expired` it moves only once the source has expired by the database's clock: no replica's own clock may
-    decide that a paid image is lost.
+    `settled` is (images, micros), `used_micros` what upstream's own count comes to. `source_lifetime_seconds` counts
+    when `source_expires_at` is not known. With `if_source_expired` it moves only once the source has expired by the
+    database's clock: no replica's own clock may decide that a paid image is lost.
     """
 
     state: State
     leaving: Sequence[State]
     settled: tuple[int, int] | None = None
+    used_micros: int | None = None
     failure_code: str | None = None
     failure_detail: str | None = None
     source_urls: Sequence[str] | None = None
@@ -295,20 +300,14 @@ async def move(
     """
     settled_images, settled_micros = to.settled if to.settled is not None else (None, None)
     parameters = {
+        # What has a statement's parameter of its own name goes as it is.
+        **vars(to),
         "id": generation_id,
-        "state": to.state,
         "leaving": list(to.leaving),
         "settled_images": settled_images,
         "settled_micros": settled_micros,
-        "failure_code": to.failure_code,
-        "failure_detail": to.failure_detail,
         "source_urls": list(to.source_urls) if to.source_urls is not None else None,
-        "source_expires_at": to.source_expires_at,
-        "source_lifetime_seconds": to.source_lifetime_seconds,
-        "lease_seconds": to.lease_seconds,
-        "revised_prompt": to.revised_prompt,
         "images": json.dumps([_image_json(picture) for picture in to.pictures]),
-        "if_source_expired": to.if_source_expired,
         "now": now,
     }
     row = (await connection.execute(text(_MOVE), parameters)).mappings().one_or_none()

@@ -62,8 +62,10 @@ class Upstream:
         """Sends one order exactly once and tells what came of it; never raises for anything upstream or the net does.
 
         `Refused` is surely not billed, `Unknown` may be. Cancelling passes through, and leaves the outcome unknown.
-        source: ttapi.io/docs/apiReference/dalle3 (only its documented fields are sent), 2026-11-22.
+        Only the fields that the model's route takes are sent; none says in which form the pictures are to come.
+        source: ttapi.io/docs/apiReference/dalle3, docs.ttapi.io/api/en/openai/images-generations, 2026-11-22.
         """
+        order = {"prompt": prompt, "size": size, "model": model.name, "n": n, "quality": quality}
         request = httpx.Request(
             "POST",
             self._base_url + model.path,
@@ -75,7 +77,7 @@ class Upstream:
                 "Connection": "close",
                 "User-Agent": "imagekeep",
             },
-            json={"prompt": prompt, "size": size, "model": model.name, "n": n, "quality": quality},
+            json={name: value for name, value in order.items() if name in model.fields},
             extensions={"timeout": self._timeout},
         )
         try:

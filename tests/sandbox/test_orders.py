@@ -8,6 +8,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from app.upstream.catalog import load_catalog
 from tests.sandbox.conftest import BARE_ROUTE, SEED_ROUTE, Customer
 from tests.sandbox_server import API_KEY, RunningSandbox, running_sandbox
 
@@ -45,6 +46,32 @@ def test_a_gpt_image_model_answers_base64_only_and_its_usage(customer: Customer)
     assert (body["size"], body["quality"], body["output_format"]) == ("1536x1024", "low", "png")
     with Image.open(io.BytesIO(base64.b64decode(item["b64_json"], validate=True))) as image:
         assert image.size == (1536, 1024)
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "quality", "tokens"),
+    [
+        ("gpt-image-2", "auto", "auto", 1_756),
+        ("gpt-image-2", "1024x1024", "high", 7_024),
+        ("gpt-image-2.5-flare", "1024x1024", "medium", 439),
+        ("gpt-image-2.5-sunburst", "1024x1536", "max", 5_488),
+        ("gpt-image-1.5", "1536x1024", "high", 6_208),
+        ("gpt-image-1-mini", "1024x1024", "low", 272),
+    ],
+)
+def test_the_tokens_that_are_counted_cost_no_more_than_the_catalog_holds(
+    customer: Customer, model: str, size: str, quality: str, tokens: int
+) -> None:
+    body = customer.client.post(
+        BARE_ROUTE, json={"prompt": "a cat", "model": model, "size": size, "quality": quality}
+    ).json()
+    sold = load_catalog(None).find(model)
+    assert sold is not None
+    assert sold.token_prices is not None
+    price = sold.price_micros(size, quality)
+    assert body["usage"]["output_tokens"] == tokens
+    assert price is not None
+    assert sold.token_prices.cost_micros(input_tokens=0, output_tokens=tokens) <= price
 
 
 def test_each_of_several_pictures_is_counted(customer: Customer) -> None:

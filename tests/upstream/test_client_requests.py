@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+from dataclasses import replace
 
 import pytest
 
+from app.upstream.catalog import load_catalog
 from app.upstream.client import Upstream
 from app.upstream.outcome import Generated, Unknown, UrlSource
-from tests.upstream.orders import KEY, PROMPT, SUCCESS, order_from, upstream_at
+from tests.upstream.orders import KEY, MODEL, PROMPT, SUCCESS, order_from, upstream_at
 from tests.upstream.raw_server import Connection, raw_server
 
 pytestmark = pytest.mark.anyio
@@ -38,6 +40,33 @@ async def test_an_order_is_one_request_with_the_documented_fields_and_no_more() 
         "content-length": str(len(body)),
     }
     assert json.loads(body) == {"prompt": PROMPT, "size": "1792x1024", "model": "dall-e-3", "n": 1, "quality": "hd"}
+
+
+async def test_a_gpt_image_order_goes_to_the_newer_route_and_names_no_form_of_answer() -> None:
+    model = load_catalog(None).find("gpt-image-2")
+    assert model is not None
+
+    async def script(connection: Connection) -> None:
+        await connection.answer("200 OK", SUCCESS, "Content-Type: application/json")
+
+    async with raw_server(script) as server, upstream_at(server.url) as upstream:
+        await upstream.generate(model=model, prompt=PROMPT, size="auto", quality="high", n=2)
+
+    (request,) = server.requests
+    head, _, body = request.partition(b"\r\n\r\n")
+    assert head.startswith(b"POST /v1/images/generations HTTP/1.1\r\n")
+    assert json.loads(body) == {"prompt": PROMPT, "size": "auto", "model": "gpt-image-2", "n": 2, "quality": "high"}
+
+
+async def test_a_route_is_sent_no_field_that_the_catalog_does_not_name() -> None:
+    async def script(connection: Connection) -> None:
+        await connection.answer("200 OK", SUCCESS, "Content-Type: application/json")
+
+    async with raw_server(script) as server, upstream_at(server.url) as upstream:
+        narrow = replace(MODEL, fields=("prompt", "model"))
+        await upstream.generate(model=narrow, prompt=PROMPT, size="1024x1024", quality="hd", n=1)
+
+    assert json.loads(server.requests[0].partition(b"\r\n\r\n")[2]) == {"prompt": PROMPT, "model": "dall-e-3"}
 
 
 async def test_a_cookie_is_not_kept_and_each_order_has_a_connection_of_its_own() -> None:
