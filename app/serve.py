@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +32,7 @@ from app.server import BACKLOG, metrics_folder, serve_here, serve_with_workers
 from app.settings import Settings
 from app.telemetry import configure_logging
 from app.upstream.catalog import load_catalog
+from app.upstream.retirement import Retirement, retirements_of, today, warn_of
 from app.wiring import Neighbours, images_folder, sandbox_port_note
 
 log = structlog.get_logger(__name__)
@@ -48,6 +49,7 @@ class Banner:
     storage: str
     upstream: str
     key: str | None
+    retiring: Sequence[Retirement] = ()
 
     @property
     def curl(self) -> str:
@@ -65,6 +67,7 @@ class Banner:
             f"  database  {self.database}",
             f"  storage   {self.storage}",
             f"  upstream  {self.upstream}",
+            *(f"  retiring  {one.model}, {'since' if one.is_over else 'on'} {one.retires_on}" for one in self.retiring),
             "",
         ]
         if self.key:
@@ -85,7 +88,8 @@ class Banner:
     def as_json(self) -> str:
         """Return it for a script, as one JSON document."""
         told = {name: getattr(self, name) for name in ("url", "database", "storage", "upstream", "key", "curl")}
-        return json.dumps(told)
+        retiring = [{"model": one.model, "retires_on": one.retires_on.isoformat()} for one in self.retiring]
+        return json.dumps(told | {"retiring": retiring})
 
 
 def serve(settings: Settings, *, as_json: bool) -> None:
@@ -94,13 +98,18 @@ def serve(settings: Settings, *, as_json: bool) -> None:
     Raises ServeError, EmbeddedPostgresError, CatalogError or StorageError before anything answers.
     """
     configure_logging(level=settings.log_level, log_format=settings.log_format, secrets=settings.secrets())
-    load_catalog(settings.model_catalog)
+    catalog = load_catalog(settings.model_catalog)
+    # The sandbox drops no model, and whoever tries it out has none to replace.
+    retiring = retirements_of(catalog, today()) if settings.tt_api_key is not None else ()
     with ExitStack() as closing:
         listener = closing.enter_context(_bind(settings.bind_host, settings.port))
         failure = Failure()
         neighbours, told, await_sandbox = _start_neighbours(settings, closing, failure)
+        told = replace(told, retiring=retiring)
         announcement = _prepare_or_wait(settings, neighbours, failure, lambda key: _announcement(told, key, as_json))
         await_sandbox()
+        for retirement in retiring:
+            warn_of(retirement)
         if settings.workers == 1:
             serve_here(settings, neighbours, listener, announcement)
         else:

@@ -30,6 +30,7 @@ from app.generations.order import Order
 from app.generations.records import Generation
 from app.generations.usage import Outstanding, outstanding_of
 from app.upstream.catalog import Model, Translation
+from app.upstream.retirement import today
 
 _PAGE_DEFAULT, _PAGE_MAX = 20, 100
 _RUNNING_RETRY_SECONDS = 2
@@ -172,6 +173,7 @@ def _model_json(model: Model) -> dict[str, Any]:
         "also_takes": _translation_json(model.also_takes),
         "stands_in_for": [{"name": name, **_translation_json(meant)} for name, meant in model.stands_in_for.items()],
         "retires_on": model.retires_on.isoformat() if model.retires_on else None,
+        "retired": model.retires_on is not None and model.retires_on <= today(),
     }
 
 

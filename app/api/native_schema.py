@@ -153,6 +153,7 @@ class ModelAnswer(_Answer):
     also_takes: TranslationAnswer
     stands_in_for: list[StandInAnswer]
     retires_on: date | None
+    retired: bool
 
 
 class CatalogAnswer(_Answer):

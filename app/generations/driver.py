@@ -27,6 +27,7 @@ from app.upstream.breaker import Breaker
 from app.upstream.catalog import Catalog
 from app.upstream.client import Upstream
 from app.upstream.outcome import BytesSource, Generated, Refused, UrlSource
+from app.upstream.retirement import RetirementNotices, today
 
 log = structlog.get_logger(__name__)
 
@@ -56,6 +57,7 @@ class Driver:
         self._catalog = catalog
         self._rehost = rehost
         self._leases = leases
+        self._retirements = RetirementNotices()
 
     async def drive(self, generation: Generation, *, held_seconds: Callable[[], float] = lambda: 0) -> Generation:
         """Take a generation from where it stands to its end, and return it as it stands then.
@@ -90,6 +92,7 @@ class Driver:
         if model is None:
             return await self._leave_unsent(generation, "upstream_model_gone", "the catalog no longer has its model")
         assert generation.prompt is not None, "a running generation can't be deleted"
+        self._retirements.ordered(model, today())
         started = time.monotonic()
         outcome = await self._upstream.generate(
             model=model,

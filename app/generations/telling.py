@@ -7,9 +7,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app import telemetry
 from app.generations.records import Generation
-from app.upstream.outcome import Generated, Outcome, Unknown
+from app.upstream.outcome import Generated, Outcome, RefusalCode, Refused, Unknown
 
 log = structlog.get_logger(__name__)
+
+# Refusals that only the operator can end: they come again with the next order.
+_OPERATORS: tuple[RefusalCode, ...] = ("upstream_auth_failed", "upstream_balance_exhausted", "upstream_model_gone")
 
 
 def tell_answer(generation: Generation, outcome: Outcome, seconds: float) -> None:
@@ -17,9 +20,14 @@ def tell_answer(generation: Generation, outcome: Outcome, seconds: float) -> Non
     name = type(outcome).__name__.lower()
     telemetry.upstream_seconds.labels(generation.model, name).observe(seconds)
     told: dict[str, Any] = {} if isinstance(outcome, Generated) else {"detail": outcome.detail}
-    level = "warning" if isinstance(outcome, Unknown) else "info"
-    getattr(log, level)(
-        "upstream_answered", outcome=name, upstream_status=outcome.upstream_status, seconds=round(seconds, 3), **told
+    is_operators = isinstance(outcome, Refused) and outcome.code in _OPERATORS
+    getattr(log, "warning" if is_operators or isinstance(outcome, Unknown) else "info")(
+        "upstream_answered",
+        outcome=name,
+        model=generation.model,
+        upstream_status=outcome.upstream_status,
+        seconds=round(seconds, 3),
+        **told,
     )
 
 

@@ -154,7 +154,12 @@ def test_the_models_say_what_they_take_what_it_costs_and_when_they_go(service: S
     prices = {(price["size"], price["quality"]): price["micros"] for price in newer["prices"]}
     assert (len(prices), prices["auto", "auto"], prices["auto", "low"]) == (16, 210_720, 5_880)
     assert newer["token_prices"] == {"input": 5_000_000, "output": 30_000_000}
-    assert (newer["retires_on"], older["retires_on"]) == (None, "2026-05-12")
+    assert (newer["retires_on"], newer["retired"], older["retires_on"], older["retired"]) == (
+        None,
+        False,
+        "2026-05-12",
+        True,
+    )
     assert older["token_prices"] is None
     assert older["also_takes"] == {"sizes": {"auto": "1024x1024"}, "qualities": {"auto": "standard"}}
     assert (newer["stands_in_for"], newer["price_date"]) == ([], "2026-11-22")
