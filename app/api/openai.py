@@ -68,9 +68,7 @@ async def refuse_edit(request: Request, caller: AuthenticatedByEither) -> Respon
 
 async def list_models(request: Request, caller: AuthenticatedByEither) -> Response:
     """List every name that an image can be ordered by."""
-    models = [
-        _model_json(name, model) for model in wiring_of(request).catalog.models for name in (model.name, *model.aliases)
-    ]
+    models = [_model_json(name, model) for model in wiring_of(request).catalog.models for name in model.names]
     return Json({"object": "list", "data": models}, headers={**_NO_STORE, **_timing(request)})
 
 

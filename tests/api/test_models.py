@@ -218,3 +218,5 @@ def test_a_living_model_is_made_for_dall_e_3_and_that_is_said(
         assert [order["path"] for order in sandbox.witness()["orders"]] == [ROUTE]
         names = [model["name"] for model in service.client.get("/models").json()["models"][0]["stands_in_for"]]
         assert names == ["dall-e-3", "dall-e-2", "gpt-image-2.5-flare"]
+        listed = [model["id"] for model in service.client.get("/v1/models").json()["data"]]
+        assert listed == ["gpt-image-2", *names]
