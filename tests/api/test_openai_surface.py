@@ -245,7 +245,7 @@ def test_a_field_that_can_not_be_honoured_is_named_and_costs_nothing(
 def test_a_size_that_a_model_lacks_is_refused_with_those_it_has(service: Service) -> None:
     message = OPENAI.assert_refused(OPENAI.order(service, "a red fox", size="512x512"), "invalid_value")
 
-    assert message == "`size` must be one of 1024x1024, 1792x1024, 1024x1792 for dall-e-3."
+    assert message == "`size` must be one of 1024x1024, 1792x1024, 1024x1792, auto for dall-e-3."
 
 
 @pytest.mark.parametrize("told_by", [OPENAI, TTAPI], ids=lambda surface: surface.name)
