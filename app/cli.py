@@ -18,6 +18,7 @@ from app.cli_accounts import api_keys, limit_installation, users
 from app.cli_verify import verify
 from app.console import (
     OPERATOR_ERRORS,
+    Id,
     Json,
     NoInstallation,
     complain,
@@ -162,23 +163,27 @@ def list_generations(
     async def work(tx: AsyncConnection) -> list[dict[str, Any]]:
         owner = (await keys.find_user(tx, user)).id if user else None
         found = await records.page(tx, limit=limit, user_id=owner, state=state, with_deleted=True)
-        return [_generation_row(generation) for generation in found]
+        names = await _names(tx)
+        return [_generation_row(generation, names) for generation in found]
 
     rows = on_connection(work)
     show(rows if as_json else [_generation_line(row) for row in rows], as_json)
 
 
 @generations.command("show")
-def show_generation(generation_id: UUID, as_json: Json = False) -> None:
+def show_generation(generation_id: Id, as_json: Json = False) -> None:
     """Show one generation whole, but for its prompt."""
 
     async def work(tx: AsyncConnection) -> dict[str, Any]:
         generation = await records.find(tx, generation_id)
         if generation is None:
             raise AccountsError(f"there is no generation {generation_id}")
-        row = _generation_row(generation)
+        row = _generation_row(generation, await _names(tx))
         pictures = [{"id": image.id, "storage": image.storage, "key": image.storage_key} for image in generation.images]
         return row | {
+            "n": generation.held_images,
+            "asked": generation.asked,
+            "used_micros": generation.used_micros,
             "failure_detail": generation.failure_detail,
             "finished_at": generation.finished_at.isoformat() if generation.finished_at else None,
             "request_id": generation.request_id,
@@ -192,12 +197,19 @@ def show_generation(generation_id: UUID, as_json: Json = False) -> None:
 
 @generations.command("resolve")
 def resolve_generation(
-    generation_id: UUID,
-    billed: Annotated[bool, typer.Option("--billed/--not-billed", help="What the provider's account says.")],
+    generation_id: Id,
+    billed: Annotated[
+        bool | None, typer.Option("--billed/--not-billed", help="What the provider's account says; one must be given.")
+    ] = None,
     by: Annotated[str | None, typer.Option(help="Who says so; the account on this machine if not given.")] = None,
     as_json: Json = False,
 ) -> None:
     """Settle an `unknown` generation by what the provider's account says; a picture that is in storage outranks it."""
+    if billed is None:
+        raise typer.BadParameter(
+            "or --not-billed must be given: look whether the provider's account was charged for it",
+            param_hint="--billed",
+        )
 
     async def work(wiring: Wiring) -> dict[str, Any]:
         async with wiring.database.statement() as connection:
@@ -207,9 +219,11 @@ def resolve_generation(
         resolved = await wiring.driver.resolve(generation, billed=billed, by=by or _account())
         if resolved is None:
             raise AccountsError("it moved on meanwhile: look again")
-        return _generation_row(resolved)
+        async with wiring.database.statement() as connection:
+            return _generation_row(resolved, await _names(connection))
 
-    show(with_wiring(work), as_json)
+    row = with_wiring(work)
+    show(row if as_json else _generation_line(row), as_json)
 
 
 @cli.command()
@@ -247,9 +261,14 @@ def move_images(as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def _generation_row(generation: Generation) -> dict[str, Any]:
+async def _names(connection: AsyncConnection) -> Mapping[UUID, str]:
+    return {user.id: user.name for user in await keys.list_users(connection)}
+
+
+def _generation_row(generation: Generation, names: Mapping[UUID, str]) -> dict[str, Any]:
     return {
         "id": str(generation.id),
+        "user": names[generation.user_id],
         "state": generation.state,
         "failure_code": generation.failure_code,
         "model": generation.model,
@@ -268,6 +287,7 @@ def _generation_line(row: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "id": row["id"],
         "created": row["created_at"][:19],
+        "user": row["user"],
         "state": row["state"],
         "failure": row["failure_code"],
         "usd_held": budgets.in_usd(row["held_micros"]) if settled is None else None,

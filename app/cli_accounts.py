@@ -4,7 +4,6 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Annotated, Any, cast
-from uuid import UUID
 
 import typer
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -12,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.accounts import budgets, keys
 from app.accounts.budgets import Limits
 from app.accounts.keys import AccountsError, ApiKey, User
-from app.console import Json, on_connection, parse_count, parse_usd, show
+from app.console import Id, Json, on_connection, parse_count, parse_usd, show
 
 users = typer.Typer(help="Whom budgets belong to.", no_args_is_help=True)
 api_keys = typer.Typer(help="What callers send.", no_args_is_help=True)
@@ -139,7 +138,7 @@ def list_keys(user: Annotated[str | None, typer.Argument()] = None, as_json: Jso
 @api_keys.command("limits")
 @with_limits
 def limit_key(
-    key_id: UUID,
+    key_id: Id,
     changes: Changes,
     as_json: Json = False,
 ) -> None:
@@ -154,7 +153,7 @@ def limit_key(
 
 
 @api_keys.command("revoke")
-def revoke_key(key_id: UUID, as_json: Json = False) -> None:
+def revoke_key(key_id: Id, as_json: Json = False) -> None:
     """Revoke a key: it starts nothing from the next order on."""
 
     async def work(tx: AsyncConnection) -> dict[str, Any]:
@@ -164,7 +163,7 @@ def revoke_key(key_id: UUID, as_json: Json = False) -> None:
 
 
 @api_keys.command("rotate")
-def rotate_key(key_id: UUID, as_json: Json = False) -> None:
+def rotate_key(key_id: Id, as_json: Json = False) -> None:
     """Revoke a key and make its user a new one with the same limits, in one step. Prints the new key, this once."""
 
     async def work(tx: AsyncConnection) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, TypeVar
+from uuid import UUID
 
 import typer
 from sqlalchemy.exc import DBAPIError
@@ -128,6 +129,17 @@ def _neighbours(settings: Settings, database_url: str) -> Neighbours:
 
 
 # Reading
+
+
+def parse_id(value: str) -> UUID:
+    """Return an id. What is none is not repeated: it may be a key, given by mistake."""
+    try:
+        return UUID(value)
+    except ValueError:
+        raise typer.BadParameter("must be an id, as `list` and --json show it") from None
+
+
+Id = Annotated[UUID, typer.Argument(parser=parse_id, metavar="ID")]
 
 
 def parse_count(value: str) -> int:

@@ -110,6 +110,7 @@ def test_generations_are_listed_with_what_is_held_while_it_is_and_settled_once_i
     columns = head.replace("USD HELD", "USD_HELD").replace("USD SETTLED", "USD_SETTLED").split()
     rows_by_id = {line.split()[0]: dict(zip(columns, line.split(), strict=True)) for line in lines}
     assert {one: (row["USD_HELD"], row["USD_SETTLED"]) for one, row in rows_by_id.items()} == ids
+    assert {row["USER"] for row in rows_by_id.values()} == {"first"}
 
 
 def test_one_generation_is_shown_in_lines_that_fit_a_terminal(running: Installation) -> None:
@@ -120,6 +121,26 @@ def test_one_generation_is_shown_in_lines_that_fit_a_terminal(running: Installat
     assert max(map(len, lines)) <= 100
     assert ["id", generation_id] in [line.split() for line in lines]
     assert any(line.startswith("images ") and "storage=folder" in line for line in lines)
+
+
+def test_what_was_asked_in_other_words_and_what_was_used_is_shown(running: Installation) -> None:
+    generation_id = running.order("a fox", model="gpt-image-2", size="1024x1024", quality="low").json()["id"]
+    mapped_id = running.order("a fox", size="auto").json()["id"]
+
+    used, mapped = (running.ask("generations", "show", one) for one in (generation_id, mapped_id))
+
+    assert (used["n"], used["used_micros"], used["asked"]) == (1, used["settled_micros"], None)
+    assert (mapped["used_micros"], mapped["asked"]) == (None, {"model": None, "size": "auto", "quality": None})
+
+
+def test_what_is_resolved_is_shown_as_held_no_more(running: Installation) -> None:
+    generation_id = order(running, running.key, "a fox [[drop]]").json()["id"]
+
+    head, line = running.run("generations", "resolve", generation_id, "--not-billed").stdout.splitlines()
+
+    columns = head.replace("USD HELD", "USD_HELD").replace("USD SETTLED", "USD_SETTLED").split()
+    row = dict(zip(columns, line.split(), strict=True))
+    assert (row["STATE"], row["USD_HELD"], row["USD_SETTLED"]) == ("failed", "-", "0.00")
 
 
 def test_resolving_keeps_who_said_so(running: Installation) -> None:

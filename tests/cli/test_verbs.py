@@ -190,6 +190,25 @@ def test_what_cannot_be_done_is_one_sentence_on_standard_error(
     assert (done.returncode, done.stdout, done.stderr) == (1, "", f"imagekeep: {sentence}\n")
 
 
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        (["keys", "revoke", "ik_mistaken"], "must be an id, as `list` and --json show it"),
+        (["generations", "show", "ik_mistaken"], "must be an id, as `list` and --json show it"),
+        (["generations", "resolve", NOBODY], "or --not-billed must be given"),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",
+)
+def test_what_was_meant_is_asked_for_and_what_was_typed_is_not_repeated(
+    tmp_path: Path, command: list[str], sentence: str
+) -> None:
+    done = Installation(tmp_path, {}).run(*command)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert sentence in done.stderr
+    assert "ik_mistaken" not in done.stderr
+
+
 def test_a_limit_that_is_no_number_is_refused_before_anything_is_opened(tmp_path: Path) -> None:
     nowhere = Installation(tmp_path, {})
 
