@@ -28,6 +28,8 @@ OTHERS = {
     "AWS_PROFILE": "boto3",
     "AWS_SECRET_ACCESS_KEY": "boto3",
     "IMAGEKEEP_KEY": "the reader's shell",
+    "OPENAI_API_KEY": "the OpenAI SDKs",
+    "OPENAI_BASE_URL": "the OpenAI SDKs",
     "ON_ERROR_STOP": "psql",
     "POSTGRES_PASSWORD": "docker-compose.yml",
     "S3_ACCESS_KEY_ID": "docker-compose.yml",
@@ -167,8 +169,10 @@ def test_every_link_of_a_page_leads_somewhere(page: str) -> None:
         assert not anchor or anchor in anchors(str(target.resolve().relative_to(ROOT))), f"{page} links to {link}"
 
 
-def test_every_page_is_reached_from_the_readme() -> None:
-    assert set(PAGES) - {"README.md"} <= set(links("README.md"))
+def test_every_page_is_reached_from_the_readme_or_the_page_of_clients() -> None:
+    of_clients = {f"docs/{link}" for link in links("docs/clients.md")}
+
+    assert set(PAGES) - {"README.md"} <= {*links("README.md"), *of_clients}
 
 
 def _metrics() -> set[str]:

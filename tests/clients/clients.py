@@ -1,0 +1,62 @@
+"""Which clients are driven against the service, and what does each of them make of it?
+
+A client has a folder here: what it needs, pinned, and a `drive` that takes orders line by line (lines.py). Its facts
+below are its own documentation's or source's, and tests hold them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+# Names the clients to drive. Set by `python -m tests.clients`; without it those are driven that always are.
+CHOICE = "IMAGEKEEP_CLIENTS"
+
+Form = Literal["url", "b64_json"]
+
+
+@dataclass(frozen=True)
+class Client:
+    """One client: what it is and where, how it orders, and how it says no.
+
+    `package` is the pinned one whose version is told. `model` and `size` are what it orders, the size not the model's
+    default. `errors` are its own names for each of REFUSALS, `tries` the requests of one call when every answer says
+    that another try may help. `settles` tells whether it obeys `x-should-retry: false`.
+    """
+
+    name: str
+    kind: Literal["python", "node", "command", "browser"]
+    package: str
+    errors: Mapping[str, str]
+    surface: Literal["openai", "ttapi"] = "openai"
+    forms: tuple[Form, ...] = ("url", "b64_json")
+    model: str = "dall-e-3"
+    size: str = "1792x1024"
+    tries: int = 1
+    page: str = field(default="")
+    # Runs with every test run, not only with `python -m tests.clients`.
+    always: bool = False
+
+    @property
+    def folder(self) -> str:
+        """Its folder here. A Python drive is a module, so its folder has a name that can be imported."""
+        return self.name.replace("-", "_") if self.kind in ("python", "command") else self.name
+
+
+OPENAI_PYTHON_ERRORS = {
+    "bad size": "BadRequestError",
+    "wrong key": "AuthenticationError",
+    "spent budget": "RateLimitError",
+    "content refusal": "BadRequestError",
+    "wrong model": "BadRequestError",
+}
+
+
+def _always(name: str) -> dict[str, str]:
+    """A client that has one name for whatever goes wrong."""
+    return dict.fromkeys(OPENAI_PYTHON_ERRORS, name)
+
+
+CLIENTS: tuple[Client, ...] = (
+    Client("openai-python", "python", "openai", OPENAI_PYTHON_ERRORS, tries=3, page="openai-python", always=True),
+    Client("curl", "command", "curl", _always("curl (22)"), page="curl", always=True),
+)
