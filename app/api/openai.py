@@ -17,7 +17,7 @@ from app.api.ordering import take_order
 from app.api.overload import OrderingByEither
 from app.api.quota import quota_headers, refusal_headers, request_headers, request_refusal_headers
 from app.api.surface import Json, create_surface, error_headers, milliseconds_so_far, read_body, wiring_of
-from app.errors import AppError, BudgetSpent, IdempotencyKeyReused, NotFound
+from app.errors import ApiKeyInvalid, ApiKeyMistyped, AppError, BudgetSpent, IdempotencyKeyReused, NotFound
 from app.upstream.catalog import Model
 
 # OpenAI's words for our codes, where clients test for them; every other code is the same on all surfaces.
@@ -30,6 +30,9 @@ CODES: Final[Mapping[str, str]] = {
     "budget_spent": "insufficient_quota",
     "too_many_in_flight": "rate_limit_exceeded",
 }
+# What OpenAI's own message begins with. LiteLLM 1.109.1 knows a wrong key by these words alone, and calls every other
+# `invalid_request_error` a bad order, whatever its status.
+_WRONG_KEY: Final = "Incorrect API key provided. "
 _NO_STORE: Final = {"cache-control": "no-store"}
 
 
@@ -85,7 +88,13 @@ def render_error(request: Request, error: AppError) -> Response:
     generation_id = error.details.get("id")
     status = 400 if isinstance(error, IdempotencyKeyReused) else error.status
     code = CODES.get(error.code, error.code)
-    told = {"message": message_of(error), "type": _type_of(status, code), "param": error.parameter, "code": code}
+    beginning = _WRONG_KEY if isinstance(error, ApiKeyMistyped | ApiKeyInvalid) else ""
+    told = {
+        "message": beginning + message_of(error),
+        "type": _type_of(status, code),
+        "param": error.parameter,
+        "code": code,
+    }
     headers = {
         **_timing(request),
         **error_headers(error),

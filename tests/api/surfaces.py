@@ -77,7 +77,9 @@ def _openai_message(answer: httpx.Response, code: str) -> str:
     assert error.keys() == {"message", "type", "param", "code"}
     assert (answer.status_code, error["type"], error["code"]) == REFUSALS[code].openai
     assert int(answer.headers["openai-processing-ms"]) >= 0
-    return str(error["message"])
+    beginning = "Incorrect API key provided. " if code in ("api_key_mistyped", "api_key_invalid") else ""
+    assert error["message"].startswith(beginning)
+    return str(error["message"]).removeprefix(beginning)
 
 
 def _ttapi_message(answer: httpx.Response, code: str) -> str:
