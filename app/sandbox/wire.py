@@ -121,9 +121,12 @@ async def _items(sandbox: Sandbox, order: Order, faults: FaultOrders, order_id: 
         item = {"revised_prompt": f"{faults.prompt or 'Nothing'}, drawn in the sandbox."}
         if fault_name == "bad-b64":
             item["b64_json"] = "*** this is not base64 ***"
+        elif fault_name == "no-url":
+            # Nor is there a picture in base64, where that was asked for: whatever the route, none comes.
+            pass
         elif order.in_base64 or faults.in_base64:
             item["b64_json"] = base64.b64encode(await paint(sandbox.drawing, picture)).decode()
-        elif fault_name != "no-url":
+        else:
             lifetime = faults.url_lifetime_seconds
             item["url"] = sign_url(
                 picture,

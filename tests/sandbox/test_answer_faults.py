@@ -145,6 +145,12 @@ def test_no_url_is_a_success_without_a_picture(sandbox: RunningSandbox, customer
     assert sandbox.witness()["billed"] == 1
 
 
+def test_no_url_is_no_picture_in_base64_either(sandbox: RunningSandbox, customer: Customer) -> None:
+    body = customer.order("a cat [[no-url]] [[b64]]").json()
+    assert [set(item) for item in body["data"]["data"]] == [{"revised_prompt"}]
+    assert sandbox.witness()["billed"] == 1
+
+
 def test_b64_is_ordered_on_any_route(customer: Customer) -> None:
     (item,) = customer.order("a cat [[b64]]").json()["data"]["data"]
     assert set(item) == {"revised_prompt", "b64_json"}
