@@ -30,7 +30,7 @@ CODES: Final[Mapping[str, str]] = {
     "budget_spent": "insufficient_quota",
     "too_many_in_flight": "rate_limit_exceeded",
 }
-# What OpenAI's own message begins with. LiteLLM 1.109.1 knows a wrong key by these words alone, and calls every other
+# What OpenAI's own message begins with. LiteLLM 1.106.2 knows a wrong key by these words alone, and calls every other
 # `invalid_request_error` a bad order, whatever its status.
 _WRONG_KEY: Final = "Incorrect API key provided. "
 _NO_STORE: Final = {"cache-control": "no-store"}

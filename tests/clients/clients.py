@@ -20,7 +20,7 @@ class Client:
 
     `package` is the pinned one whose version is told. `model` and `size` are what it orders, the size not the model's
     default. `errors` are its own names for each of REFUSALS, `tries` the requests of one call when every answer says
-    that another try may help. `settles` tells whether it obeys `x-should-retry: false`.
+    that another try may help. `variables` are of its environment.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Client:
     size: str = "1792x1024"
     tries: int = 1
     page: str = field(default="")
+    variables: Mapping[str, str] = field(default_factory=dict)
     # Runs with every test run, not only with `python -m tests.clients`.
     always: bool = False
 
@@ -42,6 +43,7 @@ class Client:
         return self.name.replace("-", "_") if self.kind in ("python", "command") else self.name
 
 
+# The names that openai-python gives, and whatever is built on it.
 OPENAI_PYTHON_ERRORS = {
     "bad size": "BadRequestError",
     "wrong key": "AuthenticationError",
@@ -51,6 +53,10 @@ OPENAI_PYTHON_ERRORS = {
 }
 
 
+# Its exit code is the first digit of the status.
+HTTPIE_ERRORS = dict.fromkeys(OPENAI_PYTHON_ERRORS, "http (4)")
+
+
 def _always(name: str) -> dict[str, str]:
     """A client that has one name for whatever goes wrong."""
     return dict.fromkeys(OPENAI_PYTHON_ERRORS, name)
@@ -58,5 +64,31 @@ def _always(name: str) -> dict[str, str]:
 
 CLIENTS: tuple[Client, ...] = (
     Client("openai-python", "python", "openai", OPENAI_PYTHON_ERRORS, tries=3, page="openai-python", always=True),
+    Client(
+        "langchain", "python", "langchain-community", OPENAI_PYTHON_ERRORS, forms=("url",), tries=3, page="langchain"
+    ),
+    Client(
+        "litellm",
+        "python",
+        "litellm",
+        OPENAI_PYTHON_ERRORS | {"content refusal": "ContentPolicyViolationError", "wrong model": "NotFoundError"},
+        tries=3,
+        page="litellm",
+        # Its list of prices comes with it; otherwise it asks the internet for a newer one, for seconds, at each start.
+        variables={"LITELLM_LOCAL_MODEL_COST_MAP": "True"},
+    ),
+    Client(
+        "haystack",
+        "python",
+        "haystack-ai",
+        OPENAI_PYTHON_ERRORS,
+        forms=("b64_json",),
+        model="gpt-image-2",
+        size="1536x1024",
+        tries=6,
+        page="haystack",
+    ),
     Client("curl", "command", "curl", _always("curl (22)"), page="curl", always=True),
+    Client("httpie", "python", "httpie", HTTPIE_ERRORS, page="httpie"),
+    Client("requests", "python", "requests", _always("FAILED"), surface="ttapi", page="ttapi-code"),
 )

@@ -11,7 +11,7 @@ from app.accounts.keys import make_key
 from tests.clients.cases import UPSTREAM_SECONDS
 from tests.clients.clients import CHOICE, CLIENTS, Client
 from tests.clients.drives import Call, Drives
-from tests.clients.environments import drive_of, missing
+from tests.clients.environments import drive_of, missing, surroundings
 from tests.sandbox_server import RunningSandbox
 from tests.service import Service, add_user, running_service
 
@@ -76,7 +76,7 @@ def counter(
 @pytest.fixture(scope="module")
 def drives(client: Client) -> Iterator[Drives]:
     """The client at work. Its environment is made first, where it isn't there yet."""
-    opened = Drives(drive_of(client), _PROCESSES)
+    opened = Drives(drive_of(client), surroundings(client), _PROCESSES)
     yield opened
     opened.close()
 

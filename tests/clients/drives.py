@@ -4,13 +4,13 @@ import json
 import subprocess
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import IO, Any
 
-from tests.clients.environments import CHECKOUT, surroundings
+from tests.clients.environments import CHECKOUT
 
 # What the longest call may take: six tries with five seconds between them, on a busy machine.
 _CALL_SECONDS_MAX = 120
@@ -46,13 +46,13 @@ class Outcome:
 class Drives:
     """A client at work in a few processes of its own, each with one call at a time."""
 
-    def __init__(self, command: Sequence[str], count: int) -> None:
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], count: int) -> None:
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         self._all = [
             subprocess.Popen(
                 command,
                 cwd=CHECKOUT,
-                env=surroundings(),
+                env=environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,

@@ -34,7 +34,7 @@ class NotMadeError(Exception):
 def drive_of(client: Client, environments: Path = ENVIRONMENTS) -> list[str]:
     """Make the client's environment if it isn't there, and return the command that starts its drive.
 
-    Run it with `surroundings`. Raises NotMadeError.
+    Run it with `surroundings` of the client. Raises NotMadeError.
     """
     if client.kind == "command":
         _program(client.package)
@@ -45,10 +45,10 @@ def drive_of(client: Client, environments: Path = ENVIRONMENTS) -> list[str]:
     return [_program("node"), str(folder / "drive.mjs")]
 
 
-def surroundings() -> dict[str, str]:
-    """Return the variables that a drive runs with: the machine's, without a proxy, and where our own modules are."""
+def surroundings(client: Client) -> dict[str, str]:
+    """Return what a drive runs with: the machine's variables, without a proxy, the client's, and our modules' place."""
     kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-    return {**kept, "PYTHONPATH": str(CHECKOUT), "NO_PROXY": "*"}
+    return {**kept, **client.variables, "PYTHONPATH": str(CHECKOUT), "NO_PROXY": "*"}
 
 
 def version_of(client: Client) -> str:
@@ -82,16 +82,16 @@ def _made(client: Client, environments: Path) -> Path:
     said = (source / _LOCKS[client.kind]).read_bytes() + sys.version.encode()
     folder = environments / f"{client.name}-{hashlib.sha256(said).hexdigest()[:12]}"
     environments.mkdir(exist_ok=True)
+    # Written last, so that what was broken off is not taken for one. Not made elsewhere and moved: its scripts name it.
+    made = folder / "made"
     with _alone(environments / f"{client.name}.lock"):
-        if not folder.exists():
-            # Made elsewhere and moved when it is whole: what was broken off is not taken for one.
-            making = environments / f"{client.name}.making"
-            shutil.rmtree(making, ignore_errors=True)
+        if not made.exists():
+            shutil.rmtree(folder, ignore_errors=True)
             if client.kind == "python":
-                _make_python(client, source, making)
+                _make_python(client, source, folder)
             else:
-                _make_node(client, source, making)
-            making.rename(folder)
+                _make_node(client, source, folder)
+            made.touch()
         for program in source.glob("*.mjs"):
             # Node looks for modules beside the program itself. Moved into place, for it may be running.
             shutil.copy(program, folder / f"{program.name}.new")

@@ -9,7 +9,7 @@ Imported by drives in their clients' own environments, so it needs nothing but P
 import contextlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 
@@ -19,6 +19,12 @@ def answer_lines(ask: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     with contextlib.redirect_stdout(sys.stderr):
         for line in sys.stdin:
             print(json.dumps(ask(json.loads(line))), file=answers, flush=True)
+
+
+def pictures_of(content: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the answer of a call that went well, from `data` as OpenAI's API has it."""
+    forms = ("url", "b64_json")
+    return {"pictures": [{form: picture[form] for form in forms if picture.get(form)} for picture in content]}
 
 
 def error(name: str, status: int | None, message: str) -> dict[str, Any]:

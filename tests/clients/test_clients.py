@@ -59,7 +59,7 @@ def test_every_refusal_is_an_error_of_the_clients_own_with_a_sentence(
 
     outcomes = dict(zip(REFUSALS, drives.make(calls), strict=True))
 
-    wrong = {name: outcome for name, outcome in outcomes.items() if not _is_told(client, name, outcome)}
+    wrong = {name: str(outcome.failure) for name, outcome in outcomes.items() if not _is_told(client, name, outcome)}
     figure("errors", f"{len(outcomes) - len(wrong)} of {len(outcomes)}")
     assert wrong == {}
 

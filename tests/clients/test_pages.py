@@ -21,7 +21,7 @@ def test_what_the_page_shows_orders_a_picture_each_time(client: Client, counter:
     python = drive_of(client)[0]
     # A user of the page's own: the Idempotency-Keys of two pages are the same.
     key = add_user(counter.service.database_url, client.name)
-    environment = surroundings() | {"IMAGEKEEP_KEY": key}
+    environment = surroundings(client) | {"IMAGEKEEP_KEY": key}
     environment["PATH"] = f"{Path(python).parent}:{environment['PATH']}"
     shown = [block for block in blocks(f"docs/clients/{client.page}.md") if block.language in ("python", "sh")]
 

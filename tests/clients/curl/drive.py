@@ -4,7 +4,7 @@ import json
 import subprocess
 from typing import Any
 
-from tests.clients.lines import answer_lines, error
+from tests.clients.lines import answer_lines, error, pictures_of
 
 
 def ask(call: dict[str, Any]) -> dict[str, Any]:
@@ -19,12 +19,7 @@ def ask(call: dict[str, Any]) -> dict[str, Any]:
     body, _, status = done.stdout.rpartition("\n")
     if done.returncode:
         return error(f"curl ({done.returncode})", int(status) or None, body or done.stderr)
-    return {
-        "pictures": [
-            {name: picture[name] for name in ("url", "b64_json") if name in picture}
-            for picture in json.loads(body)["data"]
-        ]
-    }
+    return pictures_of(json.loads(body)["data"])
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from typing import Any
 
 from openai import APIError, OpenAI
 
-from tests.clients.lines import answer_lines, error
+from tests.clients.lines import answer_lines, error, pictures_of
 
 
 def ask(call: dict[str, Any]) -> dict[str, Any]:
@@ -15,7 +15,7 @@ def ask(call: dict[str, Any]) -> dict[str, Any]:
             answer = client.images.generate(**call["order"])
         except APIError as failure:
             return error(type(failure).__name__, getattr(failure, "status_code", None), failure.message)
-    return {"pictures": [picture.model_dump(include={"url", "b64_json"}, exclude_none=True) for picture in answer.data]}
+    return pictures_of([picture.model_dump() for picture in answer.data])
 
 
 if __name__ == "__main__":
