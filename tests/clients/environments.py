@@ -56,10 +56,15 @@ def version_of(client: Client) -> str:
     if client.kind == "command":
         said = subprocess.run([_program(client.package), "--version"], capture_output=True, text=True, check=True)
         return str(re.findall(r"\d+(?:\.\d+)+", said.stdout)[0])
-    lock = (CLIENTS / client.folder / _LOCKS[client.kind]).read_text(encoding="utf-8")
+    lock = lock_of(client).read_text(encoding="utf-8")
     if client.kind == "python":
         return str(re.findall(rf"^{re.escape(client.package)}==(\S+)", lock, re.MULTILINE)[0])
     return str(json.loads(lock)["packages"][f"node_modules/{client.package}"]["version"])
+
+
+def lock_of(client: Client) -> Path:
+    """Return the file that pins what a client needs."""
+    return CLIENTS / client.folder / _LOCKS[client.kind]
 
 
 def missing(client: Client) -> str | None:
@@ -79,7 +84,7 @@ def _program(name: str) -> str:
 def _made(client: Client, environments: Path) -> Path:
     """Return the folder of the client's environment. One process makes it, and others wait for it."""
     source = CLIENTS / client.folder
-    said = (source / _LOCKS[client.kind]).read_bytes() + sys.version.encode()
+    said = lock_of(client).read_bytes() + sys.version.encode()
     folder = environments / f"{client.name}-{hashlib.sha256(said).hexdigest()[:12]}"
     environments.mkdir(exist_ok=True)
     # Written last, so that what was broken off is not taken for one. Not made elsewhere and moved: its scripts name it.
@@ -107,8 +112,9 @@ def _alone(lock: Path) -> Iterator[None]:
 
 
 def _make_python(client: Client, source: Path, folder: Path) -> None:
-    venv.create(folder, with_pip=True)
-    pip = [str(folder / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    # Without a pip of its own, which would take as long to install as a small client.
+    venv.create(folder)
+    pip = [sys.executable, "-m", "pip", "--python", str(folder), "--disable-pip-version-check", "install", "--quiet"]
     _run(client, [*pip, "--require-hashes", "--requirement", str(source / "requirements.txt")], folder)
 
 
