@@ -171,23 +171,3 @@ NATIVE = Surface("native", "/images", "authorization", _native_message)
 OPENAI = Surface("openai", "/v1/images/generations", "authorization", _openai_message)
 TTAPI = Surface("ttapi", "/openai/v1/images/generations", "tt-api-key", _ttapi_message)
 SURFACES = (NATIVE, OPENAI, TTAPI)
-
-
-def retries_of_sdk(
-    surface: Surface, service: Reachable, prompt: str, *, obedient: bool, headers: Mapping[str, str] | None = None
-) -> list[httpx.Response]:
-    """Every answer that a client with two automatic retries gets for one order.
-
-    An obedient one is openai-python or openai-node: it counts its retries in a header, and `x-should-retry: false`
-    stops it. The other is the Vercel AI SDK: no mark, and it minds no such header. Both try 408, 409, 429 and every
-    5xx again (as seen with openai-python 3.54.0, openai-node 7.57.0 and ai 7.0.173). Nobody pauses.
-    """
-    answers: list[httpx.Response] = []
-    for count in range(3):
-        mark = {"x-stainless-retry-count": str(count)} if obedient else {}
-        answer = surface.order(service, prompt, headers={**mark, **(headers or {})})
-        answers.append(answer)
-        stopped = obedient and answer.headers.get("x-should-retry") == "false"
-        if stopped or not (answer.status_code in (408, 409, 429) or answer.status_code >= 500):
-            break
-    return answers

@@ -14,7 +14,8 @@ import pytest
 
 from app.errors import all_errors
 from tests.api.books import NOTHING_USED, ONE_USED, WIDE_LIMITS, figures, limit, used, wait_until
-from tests.api.surfaces import NATIVE, OPENAI, REFUSALS, TTAPI, Surface, retries_of_sdk
+from tests.api.sdk import retries_of_sdk
+from tests.api.surfaces import NATIVE, OPENAI, REFUSALS, TTAPI, Surface
 from tests.sandbox_server import RunningSandbox
 from tests.service import Service, differences, running_service
 

@@ -22,7 +22,8 @@ from tests.api.books import (
     used,
     wait_until,
 )
-from tests.api.surfaces import NATIVE, OPENAI, TTAPI, Surface, retries_of_sdk
+from tests.api.sdk import retries_of_sdk
+from tests.api.surfaces import NATIVE, OPENAI, TTAPI, Surface
 from tests.api.test_error_map import assert_problem
 from tests.sandbox_server import RunningSandbox
 from tests.service import Service, differences, running_service

@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from tests.api.books import ONE_USED, count, in_flight, limit, slow_prompt, used, wait_until
-from tests.api.surfaces import NATIVE, OPENAI, TTAPI, Surface, retries_of_sdk
+from tests.api.sdk import retries_of_sdk
+from tests.api.surfaces import NATIVE, OPENAI, TTAPI, Surface
 from tests.sandbox_server import RunningSandbox
 from tests.service import Service, differences, running_service
 
@@ -86,7 +88,7 @@ def test_the_same_order_on_another_surface_is_the_same_order(
     first = NATIVE.order(service, "a red fox", size="1792x1024", headers=KEY if headers is KEY else {})
 
     # What says nothing about the picture is no part of the order: the form of the answer, and who the end user is.
-    beside = {} if surface is NATIVE else {"response_format": "url", "user": "somebody"}
+    beside: dict[str, Any] = {} if surface is NATIVE else {"response_format": "url", "user": "somebody"}
     again = surface.order(service, "a red fox", size="1792x1024", headers=headers, **beside)
 
     (image,) = surface.images(again)
