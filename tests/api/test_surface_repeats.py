@@ -1,17 +1,13 @@
 """Is an order paid for once, on whichever surface it is sent, and sent again?"""
 
-import http.client
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 
 from tests.api.books import ONE_USED, count, in_flight, limit, slow_prompt, used, wait_until
+from tests.api.leaving import departures, order_and_leave
 from tests.api.sdk import retries_of_sdk
 from tests.api.surfaces import NATIVE, OPENAI, TTAPI, Surface
 from tests.sandbox_server import RunningSandbox
@@ -41,17 +37,6 @@ def impatient(database_url: str, sandbox: RunningSandbox, data_dir: Path) -> Ite
         generated_lease_seconds=1,
     ) as running:
         yield running
-
-
-def order_and_leave(surface: Surface, service: Service, sandbox: RunningSandbox, prompt: str) -> None:
-    """Order, and close the connection once upstream has the order; the departure is written down when this returns."""
-    asked_before = sandbox.witness()["asked"]
-    url = httpx.URL(service.url)
-    with closing(http.client.HTTPConnection(url.host, url.port or 80)) as connection:
-        body = json.dumps({"prompt": prompt})
-        connection.request("POST", surface.path, body, surface.key_headers(service.key))
-        wait_until(lambda: sandbox.witness()["asked"] > asked_before)
-    wait_until(lambda: service.rows("SELECT id FROM generations WHERE left_at IS NOT NULL"))
 
 
 def test_the_same_key_and_order_is_answered_again_and_charged_once(
@@ -88,7 +73,7 @@ def test_the_same_order_on_another_surface_is_the_same_order(
     first = NATIVE.order(service, "a red fox", size="1792x1024", headers=KEY if headers is KEY else {})
 
     # What says nothing about the picture is no part of the order: the form of the answer, and who the end user is.
-    beside: dict[str, Any] = {} if surface is NATIVE else {"response_format": "url", "user": "somebody"}
+    beside = {} if surface is NATIVE else {"response_format": "url", "user": "somebody"}
     again = surface.order(service, "a red fox", size="1792x1024", headers=headers, **beside)
 
     (image,) = surface.images(again)
@@ -182,7 +167,9 @@ def test_a_picture_that_is_still_being_fetched_is_no_reason_to_order_again(
     # Nobody waits through recovery here, as after ten minutes, or in a process that is told to stop.
     prompt = "a red fox [[picture flaky 8]]"
 
-    answers = retries_of_sdk(told_by, impatient, prompt, obedient=obedient)
+    answers = retries_of_sdk(
+        told_by, impatient, prompt, obedient=obedient, pause=lambda seconds: wait_until(lambda: departures(impatient))
+    )
 
     message = told_by.assert_refused(answers[0], "answer_unavailable")
     assert "could not be fetched yet" in message
