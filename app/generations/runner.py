@@ -214,6 +214,7 @@ class Runner:
         if cut_off:
             log.warning("drain_cut_off", generations=len(cut_off))
             await asyncio.wait(cut_off, timeout=5)
+        await self._watch.close()
 
     async def _refuse_unasked(self, pictures: int) -> AppError | None:
         """Return why no order for so many pictures is taken just now, before anything is held; None when one is."""

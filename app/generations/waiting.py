@@ -18,7 +18,7 @@ _STANDINGS = text("SELECT id, lease_until IS NULL AS ended, attempts FROM genera
 
 
 class Watch:
-    """One look at the database, twice a second, for all who wait here. Nobody waits, nobody looks."""
+    """One look at the database, twice a second, for all who wait here. Nobody waits, nobody looks. To be closed."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -46,6 +46,17 @@ class Watch:
                 self._signs.pop(awaited, None)
         if sign.done() and (error := sign.result()) is not None:
             raise DatabaseUnavailable(retry_after_seconds=error.retry_after_seconds) from error
+
+    async def close(self) -> None:
+        """Look no more. Who waits still is given a sign.
+
+        A look outlasts the last who waited for it. Left to itself, it would hold a connection of a pool that is closed.
+        """
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.wait({self._looking})
+        # One that was cancelled before it began has given none.
+        self._give(list(self._signs))
 
     async def _look(self) -> None:
         try:

@@ -81,6 +81,33 @@ async def test_a_wait_ends_when_its_time_is_over(database: Database, caller: Cal
     await database.close()
 
 
+async def test_a_watch_that_is_closed_asks_nothing_any_more(database: Database, caller: Caller) -> None:
+    held = await pending(database, caller)
+    before = asyncio.all_tasks()
+    watch = Watch(database)
+    # It goes on to its next look when its only waiter has gone.
+    await watch.sign(held.generation.id, or_left_to_recovery=False, seconds=0.1)
+
+    await watch.close()
+
+    assert asyncio.all_tasks() == before
+    await database.close()
+
+
+async def test_who_still_waits_on_a_watch_that_is_closed_looks_for_themselves(
+    database: Database, caller: Caller
+) -> None:
+    held = await pending(database, caller)
+    watch = Watch(database)
+    waiter = asyncio.create_task(watch.sign(held.generation.id, or_left_to_recovery=False, seconds=60))
+    await asyncio.sleep(0)
+
+    await watch.close()
+
+    await asyncio.wait_for(waiter, timeout=10)
+    await database.close()
+
+
 @pytest.mark.parametrize("or_left_to_recovery", [True, False])
 async def test_being_left_to_recovery_is_an_end_for_those_who_want_it(
     database: Database, caller: Caller, or_left_to_recovery: bool
@@ -88,16 +115,15 @@ async def test_being_left_to_recovery_is_an_end_for_those_who_want_it(
     held = await pending(database, caller)
     async with database.statement() as connection:
         await connection.execute(text("UPDATE generations SET attempts = 1"))
-    waiter = asyncio.create_task(
-        Watch(database).sign(held.generation.id, or_left_to_recovery=or_left_to_recovery, seconds=None)
-    )
+    watch = Watch(database)
+    waiter = asyncio.create_task(watch.sign(held.generation.id, or_left_to_recovery=or_left_to_recovery, seconds=None))
 
     done, _ = await asyncio.wait({waiter}, timeout=10 if or_left_to_recovery else 2)
 
     assert bool(done) == or_left_to_recovery
     waiter.cancel()
     await asyncio.gather(waiter, return_exceptions=True)
-    await asyncio.sleep(0.6)
+    await watch.close()
     await database.close()
 
 
