@@ -78,6 +78,8 @@ class Settings(BaseSettings):
     cors_origins: str = ""
     request_bytes_max: int = Field(65_536, ge=1_024)
     waiters_max: int = Field(1_024, ge=0)
+    # As long as the OpenAI SDKs wait (openai-python 3.54.0, openai-node 7.57.0): nobody would hear a later answer.
+    recovery_wait_seconds_max: float = Field(600, gt=0)
 
     # Rehosting
     allow_private_image_hosts: bool = False

@@ -33,8 +33,6 @@ from app.generations.runner import Placed
 
 # Failures that cost nothing and pass: worth another try after this long.
 _FAILURE_RETRY_SECONDS = {"upstream_busy": 5, "upstream_unreachable": 2, "database_unavailable": 2}
-# As long as the OpenAI SDKs wait (openai-python 3.54.0, openai-node 7.57.0): nobody would hear a later answer.
-_THROUGH_RECOVERY_SECONDS_MAX = 600
 # How often a client that is waited with through recovery is looked at again: whether there is room, or time, for it.
 _LOOK_SECONDS = 2
 _CROWDED_RETRY_SECONDS = 5
@@ -85,11 +83,12 @@ async def take_order(
 async def _wait_on(request: Request, caller: Caller, generation: Generation) -> Generation:
     """Wait on for what was left to recovery, while there is room for one who waits, and this process stays."""
     wiring = wiring_of(request)
-    give_up_at = request.state.started_at + _THROUGH_RECOVERY_SECONDS_MAX
-    while generation.state in records.RUNNING and time.monotonic() < give_up_at:
+    give_up_at = request.state.started_at + wiring.settings.recovery_wait_seconds_max
+    while generation.state in records.RUNNING and (seconds_left := give_up_at - time.monotonic()) > 0:
         if wiring.runner.crowded or wiring.departure.announced():
             break
-        generation = await wiring.runner.wait(generation.id, caller.user_id, seconds=_LOOK_SECONDS)
+        seconds = min(_LOOK_SECONDS, seconds_left)
+        generation = await wiring.runner.wait(generation.id, caller.user_id, seconds=seconds)
     return generation
 
 
