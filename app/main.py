@@ -30,6 +30,7 @@ from app.wiring import STAYING, Departure, Neighbours, open_wiring
 _RENDERS: Mapping[str, Render] = {"/v1/": render_error, "/openai/v1/": render_failed}
 
 _EXPOSED = (
+    "imagekeep-made",
     "location",
     "openai-processing-ms",
     "preference-applied",

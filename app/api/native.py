@@ -19,7 +19,7 @@ from app.accounts.budgets import Gauge, gauges_of
 from app.api.auth import Authenticated
 from app.api.files import stream_image
 from app.api.native_schema import CallerAnswer, CatalogAnswer, GenerationAnswer, PageAnswer, answers, finished
-from app.api.ordering import failure_of, take_order
+from app.api.ordering import failure_of, made_headers, take_order
 from app.api.overload import Ordering, unless_crowded
 from app.api.prefer import read_preference
 from app.api.quota import quota_headers, refusal_headers
@@ -226,7 +226,8 @@ async def _render_order(
     if picture:
         # Where storage keeps the picture to itself just now, its URL is the answer: a 503 would be ordered again.
         with suppress(StorageUnavailable):
-            return await stream_image(wiring_of(request), generation.images[0], headers)
+            headers_of_picture = {**headers, **made_headers(generation)}
+            return await stream_image(wiring_of(request), generation.images[0], headers_of_picture)
     return JSONResponse(_generation_json(request, generation), headers=headers)
 
 

@@ -15,7 +15,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from app.api.openai_order import ImageRequest
-from app.api.ordering import Taken, completed, not_readable
+from app.api.ordering import Taken, completed, made_headers, not_readable
 from app.api.surface import Json, encoded, wiring_of
 from app.errors import DatabaseUnavailable, StorageUnavailable
 from app.generations import images
@@ -36,7 +36,12 @@ async def answer_with_images(
     Raises what `completed` does, and what `not_readable` returns when a picture in base64 can't be had just now.
     """
     generation = completed(request, taken)
-    headers = {**headers, "cache-control": "no-store", "location": f"/images/{generation.id}"}
+    headers = {
+        **headers,
+        **made_headers(generation),
+        "cache-control": "no-store",
+        "location": f"/images/{generation.id}",
+    }
     true = _true_of(generation) if asked.of_newer_model else {}
     if not asked.in_base64:
         public_url = wiring_of(request).settings.resolved_public_url()

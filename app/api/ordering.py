@@ -137,6 +137,17 @@ def not_readable(request: Request, taken: Taken) -> AppError:
     return StorageUnavailable(retry_after_seconds=10, details=details)
 
 
+def made_headers(generation: Generation) -> dict[str, str]:
+    """Return what was made, where the order has other words for it: in a header, for answers that have no other place.
+
+    The catalog's words are letters, digits and a few signs, none of which a header's string would have to escape.
+    """
+    if generation.asked is None:
+        return {}
+    made = {"model": generation.model, "size": generation.size, "quality": generation.quality}
+    return {"imagekeep-made": ", ".join(f'{name}="{word}"' for name, word in made.items())}
+
+
 def failure_of(generation: Generation) -> AppError:
     """Return the error that a generation ended with."""
     return error_of_code(generation.failure_code)(

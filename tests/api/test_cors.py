@@ -45,6 +45,7 @@ def assert_readable(answer: httpx.Response) -> None:
     assert "origin" in answer.headers["vary"].lower()
     exposed = {name.strip() for name in answer.headers["access-control-expose-headers"].lower().split(",")}
     assert exposed >= {
+        "imagekeep-made",
         "location",
         "openai-processing-ms",
         "ratelimit",

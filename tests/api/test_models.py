@@ -1,11 +1,14 @@
 """Can today's models be ordered, old names too, and one that an operator writes into a file?"""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from app.upstream.catalog import load_catalog
 from tests.api.books import figures, limit, used
+from tests.api.surfaces import OPENAI, TTAPI, Surface
 from tests.docs.pages import blocks
 from tests.sandbox_server import RunningSandbox
 from tests.service import Service, running_service
@@ -14,6 +17,17 @@ SHIPPED = Path(__file__).parents[2] / "app" / "upstream" / "catalog.toml"
 ROUTE = "/v1/images/generations"
 # An example of docs/models.md: one more model for a copy of the shipped file, and a whole file.
 ONE_MORE, WHOLE = [block.text for block in blocks("docs/models.md") if block.language == "toml"]
+
+
+@pytest.fixture
+def mapped(database_url: str, sandbox: RunningSandbox, tmp_path: Path) -> Iterator[Service]:
+    """A service whose catalog has a living model in the place of dall-e-3."""
+    file = tmp_path / "models.toml"
+    file.write_text(WHOLE)
+    with running_service(
+        database_url=database_url, upstream_url=sandbox.url, data_dir=tmp_path / "data", model_catalog=file
+    ) as running:
+        yield running
 
 
 def prompt_micros(prompt: str) -> int:
@@ -165,7 +179,41 @@ def test_the_models_say_what_they_take_what_it_costs_and_when_they_go(service: S
     assert (newer["stands_in_for"], newer["price_date"]) == ([], "2026-11-22")
 
 
+@pytest.mark.parametrize("told_by", [OPENAI, TTAPI], ids=lambda surface: surface.name)
+def test_who_asked_in_the_models_own_words_is_told_nothing_of_others(service: Service, told_by: Surface) -> None:
+    answer = told_by.order(service, "a fox", model="dall-e-3", size="1792x1024", quality="hd")
+
+    assert len(told_by.images(answer)) == 1
+    assert "imagekeep-made" not in answer.headers
+
+
 # With a file of the operator's
+
+
+@pytest.mark.parametrize("response_format", ["url", "b64_json"])
+@pytest.mark.parametrize("told_by", [OPENAI, TTAPI], ids=lambda surface: surface.name)
+def test_a_living_model_that_is_made_for_an_old_name_is_said_to_old_clients_too(
+    mapped: Service, sandbox: RunningSandbox, told_by: Surface, response_format: str
+) -> None:
+    wide: dict[str, Any] = {"model": "dall-e-3", "size": "1792x1024", "quality": "hd"}
+
+    first = told_by.order(mapped, "a fox", response_format=response_format, **wide)
+    again = told_by.order(
+        mapped, "a fox", response_format=response_format, headers={"x-stainless-retry-count": "1"}, **wide
+    )
+
+    for answer in (first, again):
+        (image,) = told_by.images(answer)
+        assert response_format in image
+        assert answer.headers["imagekeep-made"] == 'model="gpt-image-2", size="1536x1024", quality="high"'
+    assert sandbox.witness()["asked"] == 1
+
+
+def test_a_picture_that_is_the_whole_answer_says_beside_it_what_was_made(mapped: Service) -> None:
+    answer = mapped.order("a fox", model="dall-e-3", size="1024x1792", headers={"accept": "image/png"})
+
+    assert answer.headers["content-type"] == "image/png"
+    assert answer.headers["imagekeep-made"] == 'model="gpt-image-2", size="1024x1536", quality="medium"'
 
 
 def test_a_model_that_was_added_in_a_file_is_ordered_made_and_charged(
