@@ -77,7 +77,7 @@ def test_a_page_of_a_named_origin_may_order_and_read_every_answer(open_service: 
         401: service.client.get("/me", headers={**headers, "authorization": "Bearer nonsense"}),
         404: service.client.get("/nothing", headers=headers),
         405: service.client.put("/images", headers=headers),
-        413: service.client.post("/images", content=b"x" * 70_000, headers=headers),
+        413: service.client.post("/images", content=b"x" * 600_000, headers=headers),
         502: service.order("a red fox [[status 401]]", headers=headers),
         504: service.order("a red fox [[drop]]", headers=headers),
     }
@@ -114,7 +114,7 @@ def test_a_page_reads_every_answer_on_every_surface(open_service: Service, surfa
     answers = [(surface.order(service, prompt, headers=origin), code) for prompt, code in orders.items()]
     answers += [
         (surface.post(service, content=b"no json", headers=origin), "invalid_json"),
-        (surface.post(service, content=b"x" * 70_000, headers=origin), "body_too_large"),
+        (surface.post(service, content=b"x" * 600_000, headers=origin), "body_too_large"),
         (surface.order(service, "a fox", headers={**origin, **surface.key_headers("nonsense")}), "api_key_mistyped"),
         (surface.post(service, path=f"{surface.path}/nothing", headers=origin), None),
         (surface.post(service, method="PUT", headers=origin), "method_not_allowed"),

@@ -1,5 +1,6 @@
 """Can today's models be ordered, old names too, and one that an operator writes into a file?"""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,19 @@ def test_a_prompt_as_long_as_a_gpt_image_model_takes_is_sent_whole(service: Serv
     assert (answer.status_code, len(answer.json()["prompt"])) == (200, 32_000)
     # The picture alone costs an eighth of what this prompt counts.
     assert answer.json()["price"]["micros"] == used_micros("x" * 32_000, 196) == 45_915
+
+
+def test_the_longest_prompt_is_taken_however_its_characters_are_written(service: Service, surface: Surface) -> None:
+    prompt = "🦊" * 32_000
+    order = {"prompt": prompt, "model": "gpt-image-2", "quality": "low"}
+
+    answers = [
+        surface.post(service, content=json.dumps(order, ensure_ascii=ensure_ascii, indent=2).encode())
+        for ensure_ascii in (True, False)
+    ]
+
+    assert [len(surface.images(answer)) for answer in answers] == [1, 1]
+    assert {row["prompt"] for row in service.rows("SELECT prompt FROM generations")} == {prompt}
 
 
 def test_what_was_asked_in_other_words_is_said_for_as_long_as_the_generation_is_there(service: Service) -> None:
