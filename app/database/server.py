@@ -48,8 +48,9 @@ SETTINGS = {
     # whose text and keys belong in no log. This also keeps the log small however long the server runs.
     "log_min_messages": "log",
     "log_checkpoints": "off",
-    # Who breaks off while it says who it is, as a task that is cancelled does, keeps its process waiting for so long; and
-    # that holds up CREATE and DROP DATABASE, and whatever else waits for every process. The usual minute is for people.
+    # Who breaks off while it says who it is, as a task that is cancelled does, keeps its process waiting for so long,
+    # and that holds up CREATE and DROP DATABASE, and whatever else waits for every process. The usual minute is for
+    # people.
     "authentication_timeout": "10s",
     # Parallel workers share memory through /dev/shm, which is tiny in containers, and no statement of ours needs them.
     "max_parallel_workers_per_gather": "0",
