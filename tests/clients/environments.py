@@ -46,8 +46,16 @@ def drive_of(client: Client, environments: Path = ENVIRONMENTS) -> list[str]:
 
 
 def surroundings(client: Client) -> dict[str, str]:
-    """Return what a drive runs with: the machine's variables, without a proxy, the client's, and our modules' place."""
-    kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    """Return what a drive runs with: the machine's variables, the client's, and our modules' place.
+
+    Without a proxy, and without what a person's own OpenAI account sets: other retries, another timeout.
+    """
+    own = ("OPENAI_", "LITELLM_")
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(own) and not name.lower().endswith("_proxy")
+    }
     return {**kept, **client.variables, "PYTHONPATH": str(CHECKOUT), "NO_PROXY": "*"}
 
 
