@@ -19,8 +19,9 @@ class Client:
     """One client: what it is and where, how it orders, and how it says no.
 
     `package` is the pinned one whose version is told. `model` and `size` are what it orders, the size not the model's
-    default. `errors` are its own names for each of REFUSALS, `tries` the requests of one call when every answer says
-    that another try may help. `variables` are of its environment.
+    default. One that `hands_bytes` gives its caller the picture itself also where it got a URL. `errors` are its own
+    names for each of REFUSALS, `tries` the requests of one call when every answer says that another try may help.
+    `variables` are of its environment.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Client:
     errors: Mapping[str, str]
     surface: Literal["openai", "ttapi"] = "openai"
     forms: tuple[Form, ...] = ("url", "b64_json")
+    hands_bytes: bool = False
     model: str = "dall-e-3"
     size: str = "1792x1024"
     tries: int = 1
@@ -62,6 +64,9 @@ def _always(name: str) -> dict[str, str]:
     return dict.fromkeys(OPENAI_PYTHON_ERRORS, name)
 
 
+# It wraps what it has tried again, and tries a spent budget again too: that costs seconds, and nothing else.
+VERCEL_ERRORS = {**_always("AI_APICallError"), "spent budget": "AI_RetryError"}
+
 CLIENTS: tuple[Client, ...] = (
     Client("openai-python", "python", "openai", OPENAI_PYTHON_ERRORS, tries=3, page="openai-python", always=True),
     Client(
@@ -91,4 +96,24 @@ CLIENTS: tuple[Client, ...] = (
     Client("curl", "command", "curl", _always("curl (22)"), page="curl", always=True),
     Client("httpie", "python", "httpie", HTTPIE_ERRORS, page="httpie"),
     Client("requests", "python", "requests", _always("FAILED"), surface="ttapi", page="ttapi-code"),
+    Client("openai-node", "node", "openai", OPENAI_PYTHON_ERRORS, tries=3, page="openai-node", always=True),
+    Client(
+        "vercel-openai",
+        "node",
+        "@ai-sdk/openai",
+        VERCEL_ERRORS,
+        forms=("b64_json",),
+        hands_bytes=True,
+        tries=3,
+        page="vercel-ai-sdk",
+    ),
+    Client(
+        "vercel-compatible",
+        "node",
+        "@ai-sdk/openai-compatible",
+        VERCEL_ERRORS,
+        hands_bytes=True,
+        tries=3,
+        page="vercel-ai-sdk",
+    ),
 )

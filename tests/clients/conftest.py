@@ -1,7 +1,7 @@
 """Which clients are driven in this run, and against which service?"""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -21,12 +21,19 @@ _PROCESSES = 3
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "client" in metafunc.fixturenames:
-        metafunc.parametrize("client", list(_chosen()), ids=lambda client: client.name, scope="module")
+        metafunc.parametrize(
+            "client",
+            list(_chosen(getattr(metafunc.module, "KINDS", None))),
+            ids=lambda client: client.name,
+            scope="module",
+        )
 
 
-def _chosen() -> Iterator[Any]:
+def _chosen(kinds: Sequence[str] | None) -> Iterator[Any]:
     asked = os.environ.get(CHOICE, "").split()
     for client in CLIENTS:
+        if kinds is not None and client.kind not in kinds:
+            continue
         if client.name in asked if asked else client.always:
             why = missing(client)
             yield pytest.param(client, marks=[pytest.mark.skip(reason=why)] if why else [])

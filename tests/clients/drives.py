@@ -68,7 +68,7 @@ class Drives:
 
     def make(self, calls: Sequence[Call]) -> list[Outcome]:
         """Make all calls, as many at a time as there are processes, and return what came of each, in order."""
-        return list(self._callers.map(self._make, calls))
+        return [_outcome(said) for said in self._callers.map(self.ask, map(vars, calls))]
 
     def close(self) -> None:
         """End the processes."""
@@ -77,23 +77,25 @@ class Drives:
             process.communicate()
         self._errors.close()
 
-    def _make(self, call: Call) -> Outcome:
+    def ask(self, line: dict[str, Any]) -> dict[str, Any]:
+        """Hand one line to a process that has nothing to do, and return all that it says."""
         process = self._idle.get()
         assert process.stdin is not None
         assert process.stdout is not None
         late = threading.Timer(_CALL_SECONDS_MAX, process.kill)
         late.start()
         try:
-            process.stdin.write(json.dumps(vars(call)) + "\n")
+            process.stdin.write(json.dumps(line) + "\n")
             process.stdin.flush()
-            line = process.stdout.readline()
+            answer = process.stdout.readline()
         except BrokenPipeError:
-            line = ""
+            answer = ""
         finally:
             late.cancel()
             self._idle.put(process)
-        assert line, f"the drive ended: {self._said()}"
-        return _outcome(json.loads(line))
+        assert answer, f"the drive ended: {self._said()}"
+        said: dict[str, Any] = json.loads(answer)
+        return said
 
     def _said(self) -> str:
         self._errors.seek(0)

@@ -42,7 +42,9 @@ def drive_of(client: Client, environments: Path = ENVIRONMENTS) -> list[str]:
     folder = _made(client, environments)
     if client.kind == "python":
         return [str(folder / "bin" / "python"), "-m", f"tests.clients.{client.folder}.drive"]
-    return [_program("node"), str(folder / "drive.mjs")]
+    # The one that came with the client's packages, for clients are choosy; the machine's where there is none for it.
+    own = folder / "node_modules" / ".bin" / "node"
+    return [str(own) if own.exists() else _program("node"), str(folder / "drive.mjs")]
 
 
 def surroundings(client: Client) -> dict[str, str]:
@@ -64,6 +66,10 @@ def version_of(client: Client) -> str:
     if client.kind == "command":
         said = subprocess.run([_program(client.package), "--version"], capture_output=True, text=True, check=True)
         return str(re.findall(r"\d+(?:\.\d+)+", said.stdout)[0])
+    if client.kind == "browser":
+        # Not always the pinned one: an installed browser is driven where there is one.
+        said = subprocess.run([*drive_of(client), "--version"], capture_output=True, text=True, check=True)
+        return said.stdout.strip().rpartition("/")[2]
     lock = lock_of(client).read_text(encoding="utf-8")
     if client.kind == "python":
         return str(re.findall(rf"^{re.escape(client.package)}==(\S+)", lock, re.MULTILINE)[0])
@@ -92,7 +98,9 @@ def _program(name: str) -> str:
 def _made(client: Client, environments: Path) -> Path:
     """Return the folder of the client's environment. One process makes it, and others wait for it."""
     source = CLIENTS / client.folder
-    said = lock_of(client).read_bytes() + sys.version.encode()
+    # npm runs what package.json says, which the lock does not tell.
+    pinned = (lock_of(client), *source.glob("package.json"))
+    said = b"".join(file.read_bytes() for file in pinned) + sys.version.encode()
     folder = environments / f"{client.name}-{hashlib.sha256(said).hexdigest()[:12]}"
     environments.mkdir(exist_ok=True)
     # Written last, so that what was broken off is not taken for one. Not made elsewhere and moved: its scripts name it.
@@ -105,7 +113,7 @@ def _made(client: Client, environments: Path) -> Path:
             else:
                 _make_node(client, source, folder)
             made.touch()
-        for program in source.glob("*.mjs"):
+        for program in (*source.glob("*.mjs"), *source.glob("*.js")):
             # Node looks for modules beside the program itself. Moved into place, for it may be running.
             shutil.copy(program, folder / f"{program.name}.new")
             (folder / f"{program.name}.new").rename(folder / program.name)
@@ -127,9 +135,8 @@ def _make_python(client: Client, source: Path, folder: Path) -> None:
 
 
 def _make_node(client: Client, source: Path, folder: Path) -> None:
-    folder.mkdir()
-    for name in ("package.json", "package-lock.json"):
-        shutil.copy(source / name, folder / name)
+    # The programs too, for npm may be told to run one when it has installed.
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("node_modules"))
     _run(client, [_program("npm"), "ci", "--no-audit", "--no-fund"], folder)
 
 
