@@ -11,6 +11,9 @@ from typing import Literal
 # Names the clients to drive. Set by `python -m tests.clients`; without it those are driven that always are.
 CHOICE = "IMAGEKEEP_CLIENTS"
 
+# Where the pages of browser/drive.mjs are from.
+PAGE_ORIGIN = "http://gallery.example"
+
 Form = Literal["url", "b64_json"]
 
 
@@ -54,6 +57,14 @@ OPENAI_PYTHON_ERRORS = {
     "wrong model": "BadRequestError",
 }
 
+BROWSER_ERRORS = {
+    "bad size": "invalid_value",
+    "wrong key": "invalid_api_key",
+    "spent budget": "insufficient_quota",
+    "content refusal": "content_policy_violation",
+    "wrong model": "model_not_found",
+}
+
 
 # Its exit code is the first digit of the status.
 HTTPIE_ERRORS = dict.fromkeys(OPENAI_PYTHON_ERRORS, "http (4)")
@@ -67,6 +78,7 @@ def _always(name: str) -> dict[str, str]:
 # It wraps what it has tried again, and tries a spent budget again too: that costs seconds, and nothing else.
 VERCEL_ERRORS = {**_always("AI_APICallError"), "spent budget": "AI_RetryError"}
 
+# A page has `fetch` and no SDK: what it goes by is the error's own code.
 CLIENTS: tuple[Client, ...] = (
     Client("openai-python", "python", "openai", OPENAI_PYTHON_ERRORS, tries=3, page="openai-python", always=True),
     Client(
@@ -116,4 +128,5 @@ CLIENTS: tuple[Client, ...] = (
         tries=3,
         page="vercel-ai-sdk",
     ),
+    Client("browser", "browser", "@sparticuz/chromium", BROWSER_ERRORS, page="browsers"),
 )

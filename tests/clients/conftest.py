@@ -9,7 +9,7 @@ import pytest
 
 from app.accounts.keys import make_key
 from tests.clients.cases import UPSTREAM_SECONDS
-from tests.clients.clients import CHOICE, CLIENTS, Client
+from tests.clients.clients import CHOICE, CLIENTS, PAGE_ORIGIN, Client
 from tests.clients.drives import Call, Drives
 from tests.clients.environments import drive_of, missing, surroundings
 from tests.sandbox_server import RunningSandbox
@@ -75,6 +75,7 @@ def counter(
         upstream_url=shared_sandbox.url,
         data_dir=tmp_path_factory.mktemp("clients"),
         upstream_timeout_seconds=UPSTREAM_SECONDS,
+        cors_origins=PAGE_ORIGIN,
     ) as service:
         poor = add_user(module_database_url, "poor", images_per_day_max=0)
         yield Counter(service, shared_sandbox, {"a user's": service.key, "a poor user's": poor, "nobody's": make_key()})

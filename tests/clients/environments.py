@@ -136,7 +136,7 @@ def _make_python(client: Client, source: Path, folder: Path) -> None:
 
 def _make_node(client: Client, source: Path, folder: Path) -> None:
     # The programs too, for npm may be told to run one when it has installed.
-    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("node_modules"))
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("node_modules", "chromium"))
     _run(client, [_program("npm"), "ci", "--no-audit", "--no-fund"], folder)
 
 

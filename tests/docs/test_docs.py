@@ -27,6 +27,7 @@ OTHERS = {
     "AWS_ACCESS_KEY_ID": "boto3",
     "AWS_PROFILE": "boto3",
     "AWS_SECRET_ACCESS_KEY": "boto3",
+    "CHROMIUM_PATH": "tests/clients",
     "IMAGEKEEP_KEY": "the reader's shell",
     "OPENAI_API_KEY": "the OpenAI SDKs",
     "OPENAI_BASE_URL": "the OpenAI SDKs",
