@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -46,6 +47,8 @@ log = structlog.get_logger(__name__)
 # What a full process looks up at a time for orders that may be repeats: a few for each connection to the database.
 _REPEATS_ARRIVING_MAX = 32
 _LEAVE_AGAIN_SECONDS = 0.5
+# How long an order waits until it is written down who left an equal one: for a statement, not for an outage.
+_DEPARTURE_SECONDS_MAX = 2
 _STOPPING = "This process is being stopped. Nothing was charged; try again, and another one answers."
 
 
@@ -53,10 +56,12 @@ _STOPPING = "This process is being stopped. Nothing was charged; try again, and 
 class Placed:
     """An order that was taken. A repeat, whose order was `known`, is charged nothing and has no `gauges`.
 
-    `repeats` tells how many repeats its generation had then; None where none may join, because it has a key.
+    `repeats` tells how many repeats its generation had then; None where none may join, because it has a key. Whatever
+    may join it has the same `mark`: the API key's id, and the digest of what was asked.
     """
 
     generation_id: UUID
+    mark: tuple[UUID, bytes]
     gauges: tuple[Gauge, ...] = ()
     repeats: int | None = None
     known: bool = False
@@ -101,6 +106,7 @@ class Runner:
         # By user too: a waiter must not learn from the time it takes that somebody else's generation exists.
         self._running: dict[tuple[UUID, UUID], asyncio.Task[Any]] = {}
         self._owned: set[asyncio.Task[Any]] = set()
+        self._leaving: dict[tuple[UUID, bytes], set[asyncio.Task[Any]]] = {}
         self._draining = False
 
     async def place(self, caller: Caller, order: Order, attempt: Attempt) -> Placed:
@@ -110,6 +116,7 @@ class Runner:
         ApiKeyInvalid, IdempotencyKeyReused, Overloaded, StorageUnavailable or DatabaseUnavailable, or, while the
         breaker is open, UpstreamUnreachable, UpstreamAuthFailed or UpstreamBalanceExhausted; then nothing is held.
         """
+        await self._hear_of_departures(caller, order)
         try:
             priced = check(order, self._catalog)
             if (refusal := await self._refuse_unasked(priced.n)) is not None:
@@ -195,7 +202,9 @@ class Runner:
     def leave_unanswered(self, placed: Placed) -> None:
         """Write down, in the background, that the client of this order has no answer, so that its repeat joins."""
         if placed.repeats is not None and self._join_within_seconds > 0:
-            self._own(self._leave(placed.generation_id, placed.repeats))
+            task = self._own(self._leave(placed.generation_id, placed.repeats))
+            self._leaving.setdefault(placed.mark, set()).add(task)
+            task.add_done_callback(partial(self._forget_departure, placed.mark))
 
     async def drain(self, *, seconds: float, stop_now: Callable[[], bool] = lambda: False) -> None:
         """Take no more orders and wait for what is running, up to `seconds` or until `stop_now` says so.
@@ -244,14 +253,28 @@ class Runner:
         key = attempt.idempotency_key
         if key is None and attempt.retry_count == 0:
             return None
+        mark = (caller.api_key_id, order.digest)
         async with self._database.statement() as connection:
             if key is not None:
                 known = await repeats.find_keyed(connection, caller, order.digest, key)
-                return _repeat(known) if known else None
+                return _repeat(known, mark) if known else None
             joined = await repeats.join(
                 connection, caller, order.digest, attempt, join_within_seconds=self._join_within_seconds
             )
-            return _repeat(joined) if joined else None
+            return _repeat(joined, mark) if joined else None
+
+    async def _hear_of_departures(self, caller: Caller, order: Order) -> None:
+        """Wait until it is written down who left an equal order: this one may be theirs, sent again in that instant.
+
+        As Chromium does (153) when a connection that it used before breaks. Another process can't know of it yet.
+        """
+        if self._leaving and (leaving := self._leaving.get((caller.api_key_id, order.digest))):
+            await asyncio.wait(leaving, timeout=_DEPARTURE_SECONDS_MAX)
+
+    def _forget_departure(self, mark: tuple[UUID, bytes], task: asyncio.Task[Any]) -> None:
+        self._leaving[mark].discard(task)
+        if not self._leaving[mark]:
+            del self._leaving[mark]
 
     async def _leave(self, generation_id: UUID, repeats_then: int) -> None:
         give_up_at = time.monotonic() + self._join_within_seconds
@@ -287,6 +310,7 @@ class Runner:
         self, placed: asyncio.Future[Placed], caller: Caller, order: PricedOrder, attempt: Attempt
     ) -> Generation | None:
         """RESERVE, and tell `placed` how it went. Returns what is to be driven; None when nothing is."""
+        mark = (caller.api_key_id, order.digest)
         try:
             answer = await self._reserve(caller, order, attempt)
             if isinstance(answer, Held):
@@ -295,10 +319,10 @@ class Runner:
                 log.debug("generation_reserved", generation_id=str(answer.generation.id))
                 self._running[answer.generation.user_id, answer.generation.id] = task
                 joinable = None if attempt.idempotency_key else 0
-                placed.set_result(Placed(answer.generation.id, answer.gauges, joinable))
+                placed.set_result(Placed(answer.generation.id, mark, answer.gauges, joinable))
                 return answer.generation
             if isinstance(answer, Known | Joined):
-                placed.set_result(_repeat(answer))
+                placed.set_result(_repeat(answer, mark))
                 return None
             raise over_limit(answer) if isinstance(answer, OverLimit) else ApiKeyInvalid
         except AppError as error:
@@ -340,10 +364,11 @@ class Runner:
             telemetry.generations_in_flight.dec()
             del self._running[generation.user_id, generation.id]
 
-    def _own(self, work: Coroutine[Any, Any, Generation | None]) -> None:
+    def _own(self, work: Coroutine[Any, Any, Generation | None]) -> asyncio.Task[Any]:
         task = asyncio.create_task(work)
         self._owned.add(task)
         task.add_done_callback(self._disown)
+        return task
 
     def _disown(self, task: asyncio.Task[Any]) -> None:
         self._owned.discard(task)
@@ -362,11 +387,11 @@ def _result(task: asyncio.Task[Any]) -> Generation:
     return generation
 
 
-def _repeat(of: Known | Joined) -> Placed:
+def _repeat(of: Known | Joined, mark: tuple[UUID, bytes]) -> Placed:
     if isinstance(of, Joined):
         telemetry.repeats_total.labels("join").inc()
-        return Placed(of.generation_id, repeats=of.repeats, known=True)
+        return Placed(of.generation_id, mark, repeats=of.repeats, known=True)
     if not of.same_order:
         raise IdempotencyKeyReused(parameter="Idempotency-Key")
     telemetry.repeats_total.labels("key").inc()
-    return Placed(of.generation_id, known=True)
+    return Placed(of.generation_id, mark, known=True)

@@ -3,18 +3,23 @@
 import http.client
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from pathlib import Path
 
 import httpx
+import psycopg
 import pytest
 
-from tests.api.books import ONE_USED, count, in_flight, limit, slow_prompt, used, wait_until
+from tests.api.books import ONE_USED, SLOW_SECONDS, count, in_flight, limit, slow_prompt, used, wait_until
 from tests.sandbox_server import RunningSandbox
 from tests.service import Service, add_user, differences, running_service
 
 # What openai-python and openai-node send with the first retry of an order.
 RETRY = {"x-stainless-retry-count": "1"}
+
+DEPARTURE_IS_HELD_UP = """SELECT pid FROM pg_stat_activity
+    WHERE datname = current_database() AND wait_event_type = 'Lock' AND strpos(query, 'SET left_at = m.ts') > 0"""
 
 
 @pytest.fixture
@@ -69,6 +74,28 @@ def test_a_client_that_gives_up_again_and_again_pays_once(service: Service, sand
 
     assert (answer.status_code, answer.json()["id"]) == (200, str(service.generation()["id"]))
     assert service.generation()["repeats"] == 3
+    assert sandbox.witness()["asked"] == 1
+
+
+def test_an_order_that_is_sent_again_before_it_is_written_down_that_its_client_left_is_paid_for_once(
+    service: Service, sandbox: RunningSandbox
+) -> None:
+    """Chromium does so in the instant in which a connection breaks."""
+    url, body = httpx.URL(service.url), json.dumps({"prompt": slow_prompt()})
+    first = http.client.HTTPConnection(url.host, url.port or 80)
+    first.request("POST", "/images", body, {"authorization": f"Bearer {service.key}"})
+    wait_until(lambda: sandbox.witness()["asked"])
+    with ThreadPoolExecutor() as clients:
+        with psycopg.connect(service.database_url.replace("+psycopg", "")) as held_up:
+            held_up.execute("SELECT FROM generations FOR UPDATE")
+            first.close()
+            wait_until(lambda: service.rows(DEPARTURE_IS_HELD_UP))
+            again = clients.submit(service.order, slow_prompt())
+            # Time enough to place an order, if it were taken for another one.
+            wait({again}, timeout=SLOW_SECONDS + 0.2)
+
+        assert again.result().json()["id"] == str(service.generation()["id"])
+
     assert sandbox.witness()["asked"] == 1
 
 
