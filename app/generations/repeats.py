@@ -20,7 +20,10 @@ from app.database.tables import generations
 # 7.0.173). Whoever orders a third time is a person who wants another image.
 _PAID_IN_VAIN_REPEATS_MAX = 2
 
-# One-row look-ups instead of joins: an index then gives the rows in order and within the time, whatever Postgres makes
+# Among how many of the newest equal orders a chain of retries looks for the one that it began with.
+_CHAINS_MAX = 16
+
+# Short look-ups instead of joins: an index then gives the rows in order and within the time, whatever Postgres makes
 # of how often the same was ordered. As joins, 150,000 orders for the same were read and sorted for each retry.
 _JOINABLE = """
     EXISTS (SELECT FROM live) AND CAST(:idempotency_key AS text) IS NULL AND :join_within_seconds > 0
@@ -48,10 +51,17 @@ unanswered AS MATERIALIZED (
         AND (:retry_count = 0 OR g.retry_count < :retry_count)
     ORDER BY g.created_at, g.id LIMIT 1 FOR UPDATE
 ),
-retried AS MATERIALIZED (
+newest AS MATERIALIZED (
     SELECT g.id FROM generations g WHERE {_JOINABLE}
         AND :retry_count > 0 AND g.retry_count < :retry_count AND NOT EXISTS (SELECT FROM unanswered)
-    ORDER BY g.created_at DESC LIMIT 1 FOR UPDATE
+    ORDER BY g.created_at DESC LIMIT {_CHAINS_MAX}
+),
+retried AS MATERIALIZED (
+    SELECT g.id FROM generations g
+    WHERE g.id IN (SELECT id FROM newest) AND g.retry_count < :retry_count
+        AND g.state <> 'failed' AND g.deleted_at IS NULL
+    -- A second retry goes on where the first one was, and takes nobody else's order for its own.
+    ORDER BY g.retry_count DESC, g.created_at DESC LIMIT 1 FOR UPDATE
 ),
 joined AS (
     UPDATE generations g SET repeats = g.repeats + 1, retry_count = :retry_count, left_at = NULL

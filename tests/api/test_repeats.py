@@ -124,6 +124,16 @@ def test_an_sdks_retry_after_the_answer_was_lost_on_its_way_gets_that_answer(
     assert "ratelimit" not in second.headers, "it was charged nothing"
 
 
+def test_an_sdks_second_retry_repeats_what_its_first_did(service: Service) -> None:
+    first = service.order("a red fox")
+    service.order("a red fox", headers=RETRY)
+    other = service.order("a red fox")
+
+    again = service.order("a red fox", headers={"x-stainless-retry-count": "2"})
+
+    assert again.json()["id"] == first.json()["id"] != other.json()["id"]
+
+
 def test_an_unknown_outcome_is_not_sent_again_by_any_sdk(service: Service, sandbox: RunningSandbox) -> None:
     limit(service)
     first = service.order("a red fox [[drop]]")
