@@ -10,7 +10,8 @@ from app.database.pool import Database
 
 @pytest.fixture
 async def database(emptied_database_url: str) -> AsyncIterator[Database]:
-    opened = Database(emptied_database_url, connections_max=20, timeout_seconds=10)
+    # Hundreds of orders at once wait here for a connection, on a machine that may be busy.
+    opened = Database(emptied_database_url, connections_max=20, timeout_seconds=30)
     yield opened
     await opened.close()
 
