@@ -13,7 +13,7 @@ from tests.api.surfaces import OPENAI, TTAPI, Surface
 from tests.sandbox_server import RunningSandbox
 from tests.service import Service, differences, running_service
 
-LIMIT_SECONDS = 1
+LIMIT_SECONDS = 1.5
 KEY = {"idempotency-key": "order-1"}
 # Not to be had for as long as any test takes.
 NEVER = "a red fox [[picture flaky 999]]"
@@ -27,7 +27,7 @@ def limited(database_url: str, sandbox: RunningSandbox, data_dir: Path) -> Itera
         database_url=database_url,
         upstream_url=sandbox.url,
         data_dir=data_dir,
-        generated_lease_seconds=0.5,
+        generated_lease_seconds=1,
         recovery_wait_seconds_max=LIMIT_SECONDS,
     ) as running:
         yield running
