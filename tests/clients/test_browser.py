@@ -1,17 +1,21 @@
 """What can a page of another origin read and show, in a real Chromium?"""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import uuid4
 
+import httpx
 import pytest
 
+from tests.api.books import wait_until
 from tests.clients.cases import HASTY_SECONDS
 from tests.clients.clients import Client
 from tests.clients.conftest import Counter
 from tests.clients.drives import Drives
 from tests.clients.environments import CLIENTS, drive_of, surroundings
 from tests.docs.pages import blocks
+from tests.tcp_proxy import TcpProxy
 
 # Whom it is run with.
 KINDS = ("browser",)
@@ -76,6 +80,24 @@ def test_an_sdk_in_a_page_tells_an_error(counter: Counter, page: Drives) -> None
     told = _ordered(counter, page, "a fox", whose_key="a poor user's", with_sdk=True)
 
     assert (told["error"]["status"], told["error"]["name"]) == (429, "insufficient_quota")
+
+
+def test_an_order_with_an_id_is_paid_for_once_whoever_sends_it_again(counter: Counter, page: Drives) -> None:
+    tag = uuid4().hex
+    wanted = f"a fox [[delay 1]] [[id {tag}]]"
+    with TcpProxy("127.0.0.1", httpx.URL(counter.service.url).port or 80) as proxy, ThreadPoolExecutor(1) as pages:
+        by_proxy = {"base_url": f"http://127.0.0.1:{proxy.port}"}
+        # What breaks on a connection that has carried something before is mostly sent again by Chromium itself.
+        _ordered(counter, page, "a fox", **by_proxy)
+        order = pages.submit(_ordered, counter, page, wanted, order_id=tag, **by_proxy)
+        wait_until(lambda: counter.upstream(tag) == (1, 1))
+        proxy.reset()
+        told = order.result()
+        if "error" in told:
+            told = _ordered(counter, page, wanted, order_id=tag, **by_proxy)
+
+    assert told["seen"]["shown"] == ["1792x1024"]
+    assert counter.upstream(tag) == (1, 1)
 
 
 def test_a_page_that_is_not_let_in_orders_nothing(counter: Counter, page: Drives) -> None:

@@ -1,8 +1,8 @@
 // What does a page of another origin get in a real Chromium? One order a line in, one answer a line out.
 //
-// Beside what every drive takes, a line may name the page's `origin`, have it order `with_sdk` instead of by `fetch`, or
-// name a `picture` to show instead of an order. Beside what every drive answers, `seen` has what the page could read and
-// show. With `--version` it says which browser it is.
+// Beside what every drive takes, a line may name the page's `origin` and an `order_id`, have it order `with_sdk` instead
+// of by `fetch`, or name a `picture` to show instead of an order. Beside what every drive answers, `seen` has what the
+// page could read and show. With `--version` it says which browser it is.
 import { readFile } from "node:fs/promises";
 import { createServer } from "node:http";
 import { createInterface } from "node:readline";
@@ -41,10 +41,11 @@ async function opened(origin) {
 }
 
 // Runs in the page, where order.js has put `order`, `show` and `save`.
-async function orderInPage(baseUrl, key, wanted, seconds) {
+async function orderInPage(baseUrl, key, wanted, seconds, orderId) {
+  const signal = seconds ? AbortSignal.timeout(seconds * 1000) : undefined;
   let answer;
   try {
-    answer = await order(baseUrl, key, wanted, seconds ? AbortSignal.timeout(seconds * 1000) : undefined);
+    answer = await order(baseUrl, key, wanted, { orderId, signal });
   } catch (error) {
     return { error: { name: error.name, status: null, message: error.message } };
   }
@@ -82,11 +83,12 @@ async function showInPage(pictures) {
   return { shown, saved };
 }
 
-async function answer({ base_url, key, order, timeout_seconds, with_sdk, picture, origin = HOME }) {
+async function answer({ base_url, key, order, order_id, timeout_seconds, with_sdk, picture, origin = HOME }) {
   const page = await opened(origin);
+  const inPage = with_sdk ? orderInPageWithSdk : orderInPage;
   const told = picture
     ? { pictures: [picture] }
-    : await page.evaluate(with_sdk ? orderInPageWithSdk : orderInPage, base_url, key, order, timeout_seconds);
+    : await page.evaluate(inPage, base_url, key, order, timeout_seconds, order_id);
   const looked = told.pictures && (await page.evaluate(showInPage, told.pictures));
   await page.close();
   return { ...told, seen: { ...told.seen, ...looked } };

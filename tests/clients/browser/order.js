@@ -1,10 +1,8 @@
-async function order(baseUrl, key, wanted, signal) {
-  const answer = await fetch(`${baseUrl}/v1/images/generations`, {
-    method: "POST",
-    headers: { authorization: `Bearer ${key}`, "content-type": "application/json" },
-    body: JSON.stringify(wanted),
-    signal,
-  });
+async function order(baseUrl, key, wanted, { orderId, signal } = {}) {
+  const headers = { authorization: `Bearer ${key}`, "content-type": "application/json" };
+  if (orderId) headers["idempotency-key"] = orderId;
+  const body = JSON.stringify(wanted);
+  const answer = await fetch(`${baseUrl}/v1/images/generations`, { method: "POST", headers, body, signal });
   const { data, error } = await answer.json();
   return { status: answer.status, headers: Object.fromEntries(answer.headers), pictures: data, error };
 }
