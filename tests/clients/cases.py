@@ -39,16 +39,17 @@ class Fault:
     timeout_seconds: float | None = None
 
 
-# How soon a hasty client gives up, and for how long the service waits for upstream: longer than any answer that is
-# meant to come takes on a busy machine.
-HASTY_SECONDS: Final = 1.0
+# How soon a hasty client gives up: later than an answer that is there already takes on a busy machine. What comes too
+# late for its first try comes in the middle of its second. The service waits for upstream for longer than both.
+HASTY_SECONDS: Final = 2.0
+LATE_SECONDS: Final = 3.0
 UPSTREAM_SECONDS: Final = 6.0
 
 FAULTS: Final[Mapping[str, Fault]] = {
     "429": Fault("[[status 429]]", free=True),
     "499": Fault("[[status 499]]", free=True),
     "a hang past the client's timeout": Fault("[[hang]]", timeout_seconds=HASTY_SECONDS),
-    "an answer after the client's timeout": Fault("[[hang 2]]", late=True, timeout_seconds=HASTY_SECONDS),
+    "an answer after the client's timeout": Fault(f"[[hang {LATE_SECONDS}]]", late=True, timeout_seconds=HASTY_SECONDS),
     "500": Fault("[[status 500]]"),
     "502 in HTML": Fault("[[html 502]]"),
     "504": Fault("[[status 504]]"),

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from tests.api.books import wait_until
-from tests.clients.cases import HASTY_SECONDS
+from tests.clients.cases import HASTY_SECONDS, LATE_SECONDS
 from tests.clients.clients import Client
 from tests.clients.conftest import Counter
 from tests.clients.drives import Drives
@@ -68,7 +68,7 @@ def test_a_page_reads_an_error_and_the_headers_to_act_on(
 
 def test_an_sdk_in_a_page_orders_and_tries_again(counter: Counter, page: Drives) -> None:
     tag = uuid4().hex
-    prompt = f"a fox [[hang {HASTY_SECONDS * 2}]] [[id {tag}]]"
+    prompt = f"a fox [[hang {LATE_SECONDS}]] [[id {tag}]]"
 
     told = _ordered(counter, page, prompt, with_sdk=True, timeout_seconds=HASTY_SECONDS)
 

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from tests.clients.cases import FAULTS, HASTY_SECONDS, REFUSALS, Fault
+from tests.clients.cases import FAULTS, HASTY_SECONDS, LATE_SECONDS, REFUSALS, Fault
 from tests.clients.clients import Client
 from tests.clients.conftest import Counter, Figure
 from tests.clients.drives import Drives, Outcome
@@ -112,7 +112,7 @@ def test_three_equal_orders_are_three_images_while_one_of_them_is_retried(
     client: Client, counter: Counter, drives: Drives, figure: Figure
 ) -> None:
     (tag,) = _tags(["retried"]).values()
-    prompt = f"a fox [[delay {HASTY_SECONDS * 2}]] [[id {tag}]]"
+    prompt = f"a fox [[delay {LATE_SECONDS}]] [[id {tag}]]"
     patient, hasty = (counter.call(client, prompt, timeout_seconds=seconds) for seconds in (None, HASTY_SECONDS))
 
     outcomes = drives.make([hasty, patient, patient])
