@@ -62,15 +62,16 @@ def check(order: Order, catalog: Catalog) -> PricedOrder:
     Raises ModelNotFound, InvalidValue or UnsupportedParameter, each naming its parameter. What has no price is
     refused, never free.
     """
-    model = _model(order, catalog)
+    name = catalog.default_model if order.model is None else order.model
+    model = _model(name, catalog)
     prompt = _prompt(order.prompt, model)
-    size = model.size_for(order.size, name=order.model)
+    size = model.size_for(order.size, name=name)
     if size is None:
-        offered = ", ".join(model.sizes_taken(name=order.model))
+        offered = ", ".join(model.sizes_taken(name=name))
         raise InvalidValue(f"`size` must be one of {offered} for {model.name}.", parameter="size")
-    quality = model.quality_for(order.quality, name=order.model)
+    quality = model.quality_for(order.quality, name=name)
     if quality is None:
-        offered = ", ".join(model.qualities_taken(name=order.model))
+        offered = ", ".join(model.qualities_taken(name=name))
         raise InvalidValue(f"`quality` must be one of {offered} for {model.name}.", parameter="quality")
     if order.n < 1:
         raise InvalidValue("`n` must be 1 or more.", parameter="n")
@@ -96,8 +97,7 @@ def _asked(order: Order, *made: str) -> Asked | None:
     return Asked(model=order.model, size=order.size, quality=order.quality)
 
 
-def _model(order: Order, catalog: Catalog) -> Model:
-    name = catalog.default_model if order.model is None else order.model
+def _model(name: str, catalog: Catalog) -> Model:
     model = catalog.find(name)
     if model is None:
         offered = ", ".join(model.name for model in catalog.models)

@@ -140,7 +140,7 @@ def _ceiling(prices: Mapping[tuple[str, str], int], size: str, quality: str) -> 
 
 @dataclass(frozen=True)
 class Catalog:
-    """All models. No two share a name, and `default_model` is the name of one."""
+    """All models. No two share a name, and `default_model` is a name of one: its own, or one it is made for."""
 
     models: tuple[Model, ...]
     default_model: str
@@ -197,7 +197,7 @@ def _read_catalog(table: TomlTable) -> Catalog:
             if name in seen:
                 table.fault(entry.place.rstrip("."), f"{name!r} is the name of a model already")
             seen.add(name)
-    if default_model and models and default_model not in {model.name for model in models}:
+    if default_model and models and default_model not in seen:
         table.fault("default_model", f"{default_model!r} is the name of no model")
     return Catalog(models, default_model)
 

@@ -223,6 +223,19 @@ def test_a_living_model_that_is_made_for_an_old_name_is_said_to_old_clients_too(
     assert sandbox.witness()["asked"] == 1
 
 
+@pytest.mark.parametrize("told_by", [OPENAI, TTAPI], ids=lambda surface: surface.name)
+def test_callers_that_name_no_model_go_on_as_with_the_old_one(mapped: Service, told_by: Surface) -> None:
+    answer = told_by.order(mapped, "a fox", size="1792x1024")
+
+    (image,) = told_by.images(answer)
+    assert "url" in image
+    assert "b64_json" not in image
+    row = mapped.generation()
+    assert (row["model"], row["size"], row["quality"]) == ("gpt-image-2", "1536x1024", "medium")
+    assert answer.headers["imagekeep-made"] == 'model="gpt-image-2", size="1536x1024", quality="medium"'
+    assert mapped.client.get("/models").json()["default"] == "dall-e-3"
+
+
 def test_a_picture_that_is_the_whole_answer_says_beside_it_what_was_made(mapped: Service) -> None:
     answer = mapped.order("a fox", model="dall-e-3", size="1024x1792", headers={"accept": "image/png"})
 

@@ -122,7 +122,7 @@ def test_a_loaded_catalog_cannot_be_changed(tmp_path: Path) -> None:
     ("was", "becomes", "fault"),
     [
         ('default_model = "a"\n', "", "default_model: is missing"),
-        ('default_model = "a"', 'default_model = "b"', "default_model: 'b' is the name of no model"),
+        ('default_model = "a"', 'default_model = "nobody"', "default_model: 'nobody' is the name of no model"),
         ('default_model = "a"', 'default_model = "a"\nmodel = 1', "model: is not known here"),
         ('name = "a"', "", "models[0].name: is missing"),
         ('name = "a"', 'name = "a b"', "models[0] (a b).name: must be a name of letters, digits and . _ : / -"),
