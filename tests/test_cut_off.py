@@ -55,3 +55,20 @@ def test_an_order_that_is_cut_off_is_told_so_in_its_own_form_and_to_pages_too(
             assert "stopped" in surface.assert_refused(answer, "answer_unavailable")
             assert answer.headers["x-should-retry"] == "false"
             assert answer.headers["access-control-allow-origin"] == ORIGIN
+
+
+def test_an_order_that_is_cut_off_is_known_to_the_next_process_when_its_client_comes_again(
+    database_url: str, sandbox: RunningSandbox, tmp_path: Path
+) -> None:
+    env = beside(database_url, sandbox, DRAIN_SECONDS="1")
+    with (
+        running_installation(tmp_path, env=env) as installation,
+        ThreadPoolExecutor() as threads,
+    ):
+        order = threads.submit(OPENAI.order, installation, "a fox [[hang]]")
+        eventually(lambda: sandbox.witness()["asked"] == 1)
+        installation.terminate()
+
+        OPENAI.assert_refused(order.result(), "answer_unavailable")
+        assert installation.ended() == 0
+    assert rows(database_url, "SELECT left_at IS NOT NULL AS left FROM generations") == [{"left": True}]

@@ -4,6 +4,7 @@ No answer that comes of it invites a client to pay for the same again: what was 
 been, and whoever leaves without an answer is written down, so that their repeat gets it.
 """
 
+import asyncio
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -28,8 +29,7 @@ from app.errors import (
 from app.generations import records
 from app.generations.order import Order
 from app.generations.records import Generation
-from app.generations.repeats import Attempt
-from app.generations.runner import Placed
+from app.generations.repeats import Attempt, Placed
 
 # Failures that cost nothing and pass: worth another try after this long.
 _FAILURE_RETRY_SECONDS = {"upstream_busy": 5, "upstream_unreachable": 2, "database_unavailable": 2}
@@ -62,10 +62,11 @@ async def take_order(
     """
     wiring = wiring_of(request)
     attempt = Attempt(read_idempotency_key(request), read_retry_count(request), request_id_of(request))
-    placed = await wiring.runner.place(caller, order, attempt)
-    waited = not (placed.known and wait_seconds != 0 and wiring.runner.crowded)
-    try:
-        async with answering(request, or_else=partial(wiring.runner.leave_unanswered, placed)):
+    placing = asyncio.create_task(wiring.runner.place(caller, order, attempt))
+    async with answering(request, or_else=partial(wiring.runner.leave, caller, order, placing)):
+        placed = await placing
+        waited = not (placed.known and wait_seconds != 0 and wiring.runner.crowded)
+        try:
             generation = await wiring.runner.wait(
                 placed.generation_id,
                 caller.user_id,
@@ -74,9 +75,9 @@ async def take_order(
             )
             if waited and through_recovery:
                 generation = await _wait_on(request, caller, generation)
-    except (DatabaseUnavailable, InternalError, NotFound) as error:
-        # It is paid for, or about to be: an answer that invites another try would be paid for twice.
-        raise AnswerUnavailable(details={"id": str(placed.generation_id)}) from error
+        except (DatabaseUnavailable, InternalError, NotFound) as error:
+            # It is paid for, or about to be: an answer that invites another try would be paid for twice.
+            raise AnswerUnavailable(details={"id": str(placed.generation_id)}) from error
     return Taken(placed, generation, waited)
 
 

@@ -13,6 +13,7 @@ from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.accounts import budgets
+from app.accounts.budgets import Gauge
 from app.accounts.keys import Caller
 from app.database.tables import generations
 
@@ -93,6 +94,24 @@ class Joined:
 
     generation_id: UUID
     repeats: int
+
+
+# Whatever may join an order has the same: the API key's id, and the digest of what was asked.
+Mark = tuple[UUID, bytes]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An order that was taken. A repeat, whose order was `known`, is charged nothing and has no `gauges`.
+
+    `repeats` tells how many repeats its generation had then; None where none may join, because it has a key.
+    """
+
+    generation_id: UUID
+    mark: Mark
+    gauges: tuple[Gauge, ...] = ()
+    repeats: int | None = None
+    known: bool = False
 
 
 def join_parameters(

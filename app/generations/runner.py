@@ -9,9 +9,7 @@ import secrets
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -19,7 +17,6 @@ import structlog
 from uuid_utils.compat import uuid7
 
 from app import telemetry
-from app.accounts.budgets import Gauge
 from app.accounts.keys import Caller
 from app.database.pool import Database
 from app.errors import (
@@ -32,11 +29,12 @@ from app.errors import (
     Overloaded,
 )
 from app.generations import records, repeats
+from app.generations.departures import Departures
 from app.generations.driver import Driver
 from app.generations.order import Order, PricedOrder, check
 from app.generations.records import Generation, Held, KeyNotLive, OverLimit
 from app.generations.refusals import not_sent, over_limit, overloaded
-from app.generations.repeats import Attempt, Joined, Known
+from app.generations.repeats import Attempt, Joined, Known, Mark, Placed
 from app.generations.stores import Stores
 from app.generations.waiting import Watch
 from app.upstream.breaker import Breaker
@@ -46,25 +44,7 @@ log = structlog.get_logger(__name__)
 
 # What a full process looks up at a time for orders that may be repeats: a few for each connection to the database.
 _REPEATS_ARRIVING_MAX = 32
-_LEAVE_AGAIN_SECONDS = 0.5
-# How long an order waits until it is written down who left an equal one: for a statement, not for an outage.
-_DEPARTURE_SECONDS_MAX = 2
 _STOPPING = "This process is being stopped. Nothing was charged; try again, and another one answers."
-
-
-@dataclass(frozen=True)
-class Placed:
-    """An order that was taken. A repeat, whose order was `known`, is charged nothing and has no `gauges`.
-
-    `repeats` tells how many repeats its generation had then; None where none may join, because it has a key. Whatever
-    may join it has the same `mark`: the API key's id, and the digest of what was asked.
-    """
-
-    generation_id: UUID
-    mark: tuple[UUID, bytes]
-    gauges: tuple[Gauge, ...] = ()
-    repeats: int | None = None
-    known: bool = False
 
 
 class Runner:
@@ -106,7 +86,7 @@ class Runner:
         # By user too: a waiter must not learn from the time it takes that somebody else's generation exists.
         self._running: dict[tuple[UUID, UUID], asyncio.Task[Any]] = {}
         self._owned: set[asyncio.Task[Any]] = set()
-        self._leaving: dict[tuple[UUID, bytes], set[asyncio.Task[Any]]] = {}
+        self._departures = Departures(database, join_within_seconds=join_within_seconds)
         self._draining = False
 
     async def place(self, caller: Caller, order: Order, attempt: Attempt) -> Placed:
@@ -116,7 +96,7 @@ class Runner:
         ApiKeyInvalid, IdempotencyKeyReused, Overloaded, StorageUnavailable or DatabaseUnavailable, or, while the
         breaker is open, UpstreamUnreachable, UpstreamAuthFailed or UpstreamBalanceExhausted; then nothing is held.
         """
-        await self._hear_of_departures(caller, order)
+        await self._departures.heard(_mark(caller, order))
         try:
             priced = check(order, self._catalog)
             if (refusal := await self._refuse_unasked(priced.n)) is not None:
@@ -199,12 +179,13 @@ class Runner:
                 return generation
             await self._watch.sign(generation_id, or_left_to_recovery=seconds is None, seconds=remaining_seconds)
 
+    def leave(self, caller: Caller, order: Order, placing: asyncio.Future[Placed]) -> None:
+        """As `leave_unanswered`, of an order that may not be placed yet. Nothing, where it is refused."""
+        self._departures.note_placing(_mark(caller, order), placing)
+
     def leave_unanswered(self, placed: Placed) -> None:
         """Write down, in the background, that the client of this order has no answer, so that its repeat joins."""
-        if placed.repeats is not None and self._join_within_seconds > 0:
-            task = self._own(self._leave(placed.generation_id, placed.repeats))
-            self._leaving.setdefault(placed.mark, set()).add(task)
-            task.add_done_callback(partial(self._forget_departure, placed.mark))
+        self._departures.note(placed)
 
     async def drain(self, *, seconds: float, stop_now: Callable[[], bool] = lambda: False) -> None:
         """Take no more orders and wait for what is running, up to `seconds` or until `stop_now` says so.
@@ -223,6 +204,7 @@ class Runner:
         if cut_off:
             log.warning("drain_cut_off", generations=len(cut_off))
             await asyncio.wait(cut_off, timeout=5)
+        await self._departures.close()
         await self._watch.close()
 
     async def _refuse_unasked(self, pictures: int) -> AppError | None:
@@ -253,7 +235,7 @@ class Runner:
         key = attempt.idempotency_key
         if key is None and attempt.retry_count == 0:
             return None
-        mark = (caller.api_key_id, order.digest)
+        mark = _mark(caller, order)
         async with self._database.statement() as connection:
             if key is not None:
                 known = await repeats.find_keyed(connection, caller, order.digest, key)
@@ -262,32 +244,6 @@ class Runner:
                 connection, caller, order.digest, attempt, join_within_seconds=self._join_within_seconds
             )
             return _repeat(joined, mark) if joined else None
-
-    async def _hear_of_departures(self, caller: Caller, order: Order) -> None:
-        """Wait until it is written down who left an equal order: this one may be theirs, sent again in that instant.
-
-        As Chromium does (153) when a connection that it used before breaks. Another process can't know of it yet.
-        """
-        if self._leaving and (leaving := self._leaving.get((caller.api_key_id, order.digest))):
-            await asyncio.wait(leaving, timeout=_DEPARTURE_SECONDS_MAX)
-
-    def _forget_departure(self, mark: tuple[UUID, bytes], task: asyncio.Task[Any]) -> None:
-        self._leaving[mark].discard(task)
-        if not self._leaving[mark]:
-            del self._leaving[mark]
-
-    async def _leave(self, generation_id: UUID, repeats_then: int) -> None:
-        give_up_at = time.monotonic() + self._join_within_seconds
-        while True:
-            try:
-                async with self._database.statement() as connection:
-                    await repeats.leave(connection, generation_id, repeats=repeats_then)
-                return
-            except DatabaseUnavailable:
-                if self._draining or time.monotonic() > give_up_at:
-                    log.warning("departure_not_noted", generation_id=str(generation_id))
-                    return
-            await asyncio.sleep(_LEAVE_AGAIN_SECONDS)
 
     async def _reserve_and_drive(
         self,
@@ -310,7 +266,7 @@ class Runner:
         self, placed: asyncio.Future[Placed], caller: Caller, order: PricedOrder, attempt: Attempt
     ) -> Generation | None:
         """RESERVE, and tell `placed` how it went. Returns what is to be driven; None when nothing is."""
-        mark = (caller.api_key_id, order.digest)
+        mark = _mark(caller, order)
         try:
             answer = await self._reserve(caller, order, attempt)
             if isinstance(answer, Held):
@@ -364,11 +320,10 @@ class Runner:
             telemetry.generations_in_flight.dec()
             del self._running[generation.user_id, generation.id]
 
-    def _own(self, work: Coroutine[Any, Any, Generation | None]) -> asyncio.Task[Any]:
+    def _own(self, work: Coroutine[Any, Any, Generation | None]) -> None:
         task = asyncio.create_task(work)
         self._owned.add(task)
         task.add_done_callback(self._disown)
-        return task
 
     def _disown(self, task: asyncio.Task[Any]) -> None:
         self._owned.discard(task)
@@ -387,7 +342,11 @@ def _result(task: asyncio.Task[Any]) -> Generation:
     return generation
 
 
-def _repeat(of: Known | Joined, mark: tuple[UUID, bytes]) -> Placed:
+def _mark(caller: Caller, order: Order | PricedOrder) -> Mark:
+    return caller.api_key_id, order.digest
+
+
+def _repeat(of: Known | Joined, mark: Mark) -> Placed:
     if isinstance(of, Joined):
         telemetry.repeats_total.labels("join").inc()
         return Placed(of.generation_id, mark, repeats=of.repeats, known=True)

@@ -21,13 +21,22 @@ def leaving(
 
     The departure is written down when it has returned.
     """
+    with gone(surface, service, prompt, headers=headers):
+        yield
+        left_before = departures(service)
+    wait_until(lambda: departures(service) > left_before)
+
+
+@contextmanager
+def gone(
+    surface: Surface, service: Service, prompt: str, *, headers: Mapping[str, str] | None = None
+) -> Iterator[None]:
+    """As `leaving`, and not waited for."""
     url = httpx.URL(service.url)
     with closing(http.client.HTTPConnection(url.host, url.port or 80)) as connection:
         body = json.dumps({"prompt": prompt})
         connection.request("POST", surface.path, body, {**surface.key_headers(service.key), **(headers or {})})
         yield
-        left_before = departures(service)
-    wait_until(lambda: departures(service) > left_before)
 
 
 def order_and_leave(surface: Surface, service: Service, sandbox: RunningSandbox, prompt: str) -> None:

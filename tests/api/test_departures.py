@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import httpx
+import psycopg
 import pytest
 
 from tests.api.books import ONE_USED, count, limit, used, wait_until
-from tests.api.leaving import departures, leaving
+from tests.api.leaving import departures, gone, leaving
 from tests.api.sdk import call
 from tests.api.surfaces import OPENAI, TTAPI, Surface
 from tests.sandbox_server import RunningSandbox
@@ -116,6 +117,31 @@ def test_who_gives_up_as_often_as_an_sdk_tries_has_bought_one_picture_and_gets_i
     assert made.answers == [None, None, None]
     assert_paid_once(held, sandbox, surface, answer)
     assert surface.generation_id(surface.order(held, "a red fox")) != surface.generation_id(answer)
+
+
+# Held up by the lock that an operator's `users limits` takes while it counts.
+PLACING = (
+    "SELECT pid FROM pg_stat_activity WHERE query LIKE '%%known AS MATERIALIZED%%' AND wait_event_type = 'Lock'"
+    " AND datname = current_database()"
+)
+
+
+@pytest.mark.parametrize("headers", [RETRY, {}], ids=["sdk", "plain"])
+def test_who_leaves_while_their_order_is_being_placed_gets_its_picture_when_they_come_again(
+    service: Service, sandbox: RunningSandbox, surface: Surface, headers: dict[str, str]
+) -> None:
+    limit(service)
+    url = service.database_url.replace("+psycopg", "")
+    with psycopg.connect(url) as operator, ThreadPoolExecutor(1) as thread:
+        operator.execute("LOCK TABLE generations IN EXCLUSIVE MODE")
+        with gone(surface, service, "a red fox"):
+            wait_until(lambda: service.rows(PLACING))
+        again = thread.submit(surface.order, service, "a red fox", headers=headers)
+        with pytest.raises(TimeoutError):
+            again.result(timeout=0.5)
+        operator.rollback()
+
+    assert_paid_once(service, sandbox, surface, again.result())
 
 
 def joined(service: Service) -> int:
