@@ -194,7 +194,7 @@ class Driver:
                     return None
                 await sleep(pause_seconds)
             else:
-                return await self._complete(generation, pictures, revised_prompt=revised_prompt)
+                return await self._complete(generation, pictures, made=len(sources), revised_prompt=revised_prompt)
         raise AssertionError("pauses do not end")
 
     async def _settled(self, generation: Generation) -> bool:
@@ -234,7 +234,7 @@ class Driver:
                 log.warning("loss_postponed", detail=str(unanswered))
                 return None
         if kept:
-            return await self._complete(generation, in_order(kept), revised_prompt=revised_prompt)
+            return await self._complete(generation, in_order(kept), made=len(sources), revised_prompt=revised_prompt)
         return await self._lose(generation, str(failure), if_source_expired=not failure.final)
 
     async def _source_expired(self, generation: Generation) -> bool:
@@ -248,12 +248,17 @@ class Driver:
             return False
 
     async def _complete(
-        self, generation: Generation, pictures: tuple[Image, ...], *, revised_prompt: str | None = None
+        self,
+        generation: Generation,
+        pictures: tuple[Image, ...],
+        *,
+        made: int | None = None,
+        revised_prompt: str | None = None,
     ) -> Generation | None:
         completed = Move(
             "completed",
             leaving=("pending", "generated", "unknown"),
-            settled=settlement(generation, len(pictures)),
+            settled=settlement(generation, len(pictures), made=made),
             used_micros=generation.used_micros,
             revised_prompt=revised_prompt,
             pictures=pictures,

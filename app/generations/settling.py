@@ -16,11 +16,16 @@ def used_micros(generation: Generation, model: Model, usage: Usage | None) -> in
     return min(counted, generation.held_micros)
 
 
-def settlement(generation: Generation, images: int) -> tuple[int, int]:
+def settlement(generation: Generation, images: int, *, made: int | None = None) -> tuple[int, int]:
     """Return how many images and micros are settled when so many images of an order came.
 
-    Their share of what was held, rounded up, or what upstream says was used, if that is less.
+    Their share of what was held, rounded up, or of what upstream says was used, if that is less. It counted all that it
+    `made`, also those that could not be kept; None where nobody knows how many those were.
     """
-    share_micros = -(-generation.held_micros * images // generation.held_images)
+    share_micros = _share(generation.held_micros, images, generation.held_images)
     used = generation.used_micros
-    return images, share_micros if used is None else min(used, share_micros)
+    return images, share_micros if used is None else min(_share(used, images, made or images), share_micros)
+
+
+def _share(micros: int, images: int, of: int) -> int:
+    return -(-micros * images // of)

@@ -86,6 +86,12 @@ def test_the_share_that_came_is_charged_or_what_was_used_if_less(
     assert settlement(generation, came) == (came, micros)
 
 
+def test_of_what_upstream_counted_for_all_it_made_only_those_that_came_are_charged() -> None:
+    assert settlement(held(30_000, images=3, used=15_000), 2, made=3) == (2, 10_000)
+    assert settlement(held(30_000, images=3, used=100), 1, made=3) == (1, 34)
+    assert settlement(held(30_000, images=3, used=15_000), 2, made=2) == (2, 15_000)
+
+
 @given(
     micros=st.integers(1, 2**62),
     images=st.integers(1, 10),

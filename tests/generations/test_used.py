@@ -1,6 +1,7 @@
 """Is what upstream says it used settled, also when its answer and its charge are by two different processes?"""
 
 import json
+from base64 import b64encode
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -30,10 +31,11 @@ CATALOG = load_catalog(None)
 HELD_MICROS = 52_680 + (5 + 16) * 5
 
 
-async def reserved(parts: Parts, model: str) -> Generation:
-    """An order for one picture of a model, of the usual size and quality."""
+async def reserved(parts: Parts, model: str, *, n: int = 1) -> Generation:
+    """An order for pictures of a model, of the usual size and quality."""
+    order = check(Order("a cat", model=model, n=n), CATALOG)
     async with parts.database.statement() as connection:
-        held = await reserve(connection, parts.caller, check(Order("a cat", model=model), CATALOG), lease_seconds=60)
+        held = await reserve(connection, parts.caller, order, lease_seconds=60)
     assert isinstance(held, Held)
     return held.generation
 
@@ -44,6 +46,10 @@ def picture_url(sandbox: RunningSandbox) -> str:
     reply = httpx.post(f"{sandbox.url}/openai/v1/images/generations", json=order, headers={"TT-API-KEY": API_KEY})
     url: str = reply.json()["data"]["data"][0]["url"]
     return url
+
+
+def picture_in_base64(sandbox: RunningSandbox) -> str:
+    return b64encode(httpx.get(picture_url(sandbox)).content).decode()
 
 
 @asynccontextmanager
@@ -89,6 +95,25 @@ async def test_what_was_used_is_settled_up_to_what_was_held(
 
     assert (ended.state, ended.held_micros) == ("completed", HELD_MICROS)
     assert (ended.used_micros, ended.settled_micros) == (used_micros, settled_micros)
+    async with parts.database.statement() as connection:
+        assert await budgets.differences(connection) == []
+
+
+async def test_what_was_used_for_a_picture_that_could_not_be_kept_is_not_charged(
+    parts: Parts, sandbox: RunningSandbox
+) -> None:
+    whole = picture_in_base64(sandbox)
+    broken = b64encode(b"no picture").decode()
+    answer = {
+        "data": [{"b64_json": whole}, {"b64_json": broken}],
+        "usage": {"input_tokens": 0, "output_tokens": 400},
+    }
+    generation = await reserved(parts, "gpt-image-2", n=2)
+    async with driver_whose_upstream_says(parts, answer) as driver:
+        ended = await driver.drive(generation)
+
+    # Both were counted, at 6,000 micros each.
+    assert (ended.used_micros, ended.settled_images, ended.settled_micros) == (12_000, 1, 6_000)
     async with parts.database.statement() as connection:
         assert await budgets.differences(connection) == []
 
