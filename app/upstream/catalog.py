@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from importlib import resources
@@ -81,9 +81,14 @@ class Model:
     def price_micros(self, size: str, quality: str) -> int | None:
         """The price of one picture in micros; None where there is none, which makes such an order impossible.
 
-        Where upstream is to choose, it is the dearest that may come of it, unless the catalog says more.
+        Where upstream is to choose, it is the dearest that may come of it, unless the catalog says more; none, where
+        what may come of it has no price.
         """
-        return self.prices.get((size, quality), _ceiling(self.prices, size, quality))
+        if (micros := self.prices.get((size, quality))) is not None:
+            return micros
+        by_quality = [self.price_micros(size, one) for one in self.qualities if quality == AUTO != one]
+        by_size = [self.price_micros(one, quality) for one in self.sizes if size == AUTO != one]
+        return _dearest(by_quality) or _dearest(by_size)
 
     def all_prices(self) -> Iterator[tuple[str, str, int]]:
         """Every size and quality that can be ordered, with its price in micros."""
@@ -127,6 +132,11 @@ class Model:
 
 def _meant(asked: str, own: tuple[str, ...], taken: Mapping[str, str]) -> str | None:
     return taken.get(asked, asked if asked in own else None)
+
+
+def _dearest(choices: Sequence[int | None]) -> int | None:
+    known = [micros for micros in choices if micros is not None]
+    return max(known) if known and len(known) == len(choices) else None
 
 
 def _ceiling(prices: Mapping[tuple[str, str], int], size: str, quality: str) -> int | None:

@@ -44,6 +44,14 @@ def test_a_price_that_is_written_for_auto_counts() -> None:
     assert model.price_micros("auto", "auto") == 20
 
 
+@pytest.mark.parametrize(("size", "quality"), [("1536x1024", "auto"), ("auto", "high"), ("auto", "auto")])
+def test_auto_is_not_offered_where_what_may_come_of_it_has_no_price(size: str, quality: str) -> None:
+    prices = {choice: micros for choice, micros in PRICES.items() if choice != ("1536x1024", "high")}
+
+    assert replace(MODEL, prices=prices).price_micros(size, quality) is None
+    assert replace(MODEL, prices={**prices, (size, quality): 20}).price_micros(size, quality) == 20
+
+
 def test_what_upstream_does_not_choose_has_no_ceiling() -> None:
     assert replace(MODEL, prices={("1024x1024", "low"): 5}).price_micros("1024x1024", "high") is None
 
