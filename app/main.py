@@ -31,6 +31,7 @@ _RENDERS: Mapping[str, Render] = {"/v1/": render_error, "/openai/v1/": render_fa
 
 _EXPOSED = (
     "imagekeep-made",
+    "imagekeep-price-micros",
     "location",
     "openai-processing-ms",
     "preference-applied",

@@ -19,7 +19,7 @@ from app.accounts.budgets import Gauge, gauges_of
 from app.api.auth import Authenticated
 from app.api.files import stream_image
 from app.api.native_schema import CallerAnswer, CatalogAnswer, GenerationAnswer, PageAnswer, answers, finished
-from app.api.ordering import failure_of, made_headers, take_order
+from app.api.ordering import charged_micros, failure_of, take_order, told_headers
 from app.api.overload import Ordering, unless_crowded
 from app.api.prefer import read_preference
 from app.api.quota import quota_headers, refusal_headers
@@ -226,7 +226,7 @@ async def _render_order(
     if picture:
         # Where storage keeps the picture to itself just now, its URL is the answer: a 503 would be ordered again.
         with suppress(StorageUnavailable):
-            headers_of_picture = {**headers, **made_headers(generation)}
+            headers_of_picture = {**headers, **told_headers(generation)}
             return await stream_image(wiring_of(request), generation.images[0], headers_of_picture)
     return JSONResponse(_generation_json(request, generation), headers=headers)
 
@@ -245,7 +245,7 @@ def _generation_json(request: Request, generation: Generation) -> dict[str, Any]
         "quality": generation.quality,
         **({"asked": generation.asked} if generation.asked else {}),
         "n": generation.held_images,
-        "price": _money(_charged_micros(generation)),
+        "price": _money(charged_micros(generation)),
         "images": [
             {
                 "url": f"{public_url}/i/{image.id}.{image.extension}",
@@ -261,12 +261,6 @@ def _generation_json(request: Request, generation: Generation) -> dict[str, Any]
         failure = failure_of(generation)
         answer["failure"] = {"code": failure.code, "detail": failure.message}
     return answer
-
-
-def _charged_micros(generation: Generation) -> int:
-    if generation.state == "lost":
-        return 0
-    return generation.held_micros if generation.settled_micros is None else generation.settled_micros
 
 
 def _gauge_json(gauge: Gauge) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from app.api.openai_order import ImageRequest
-from app.api.ordering import Taken, completed, made_headers, not_readable
+from app.api.ordering import Taken, completed, not_readable, told_headers
 from app.api.surface import Json, encoded, wiring_of
 from app.errors import DatabaseUnavailable, StorageUnavailable
 from app.generations import images
@@ -38,7 +38,7 @@ async def answer_with_images(
     generation = completed(request, taken)
     headers = {
         **headers,
-        **made_headers(generation),
+        **told_headers(generation),
         "cache-control": "no-store",
         "location": f"/images/{generation.id}",
     }

@@ -138,15 +138,24 @@ def not_readable(request: Request, taken: Taken) -> AppError:
     return StorageUnavailable(retry_after_seconds=10, details=details)
 
 
-def made_headers(generation: Generation) -> dict[str, str]:
-    """Return what was made, where the order has other words for it: in a header, for answers that have no other place.
+def told_headers(generation: Generation) -> dict[str, str]:
+    """Return what a generation cost and, where the order has other words for it, what was made.
 
-    The catalog's words are letters, digits and a few signs, none of which a header's string would have to escape.
+    In headers, for answers that have no other place. The catalog's words are letters, digits and a few signs, none of
+    which a header's string would have to escape.
     """
-    if generation.asked is None:
-        return {}
-    made = {"model": generation.model, "size": generation.size, "quality": generation.quality}
-    return {"imagekeep-made": ", ".join(f'{name}="{word}"' for name, word in made.items())}
+    told = {"imagekeep-price-micros": str(charged_micros(generation))}
+    if generation.asked is not None:
+        made = {"model": generation.model, "size": generation.size, "quality": generation.quality}
+        told["imagekeep-made"] = ", ".join(f'{name}="{word}"' for name, word in made.items())
+    return told
+
+
+def charged_micros(generation: Generation) -> int:
+    """Return what its user is charged for a generation, in micros: what is held, until it is settled."""
+    if generation.state == "lost":
+        return 0
+    return generation.held_micros if generation.settled_micros is None else generation.settled_micros
 
 
 def failure_of(generation: Generation) -> AppError:

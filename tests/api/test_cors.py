@@ -46,6 +46,7 @@ def assert_readable(answer: httpx.Response) -> None:
     exposed = {name.strip() for name in answer.headers["access-control-expose-headers"].lower().split(",")}
     assert exposed >= {
         "imagekeep-made",
+        "imagekeep-price-micros",
         "location",
         "openai-processing-ms",
         "ratelimit",

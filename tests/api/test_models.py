@@ -233,6 +233,7 @@ def test_callers_that_name_no_model_go_on_as_with_the_old_one(mapped: Service, t
     row = mapped.generation()
     assert (row["model"], row["size"], row["quality"]) == ("gpt-image-2", "1536x1024", "medium")
     assert answer.headers["imagekeep-made"] == 'model="gpt-image-2", size="1536x1024", quality="medium"'
+    assert int(answer.headers["imagekeep-price-micros"]) == row["settled_micros"] < row["held_micros"]
     assert mapped.client.get("/models").json()["default"] == "dall-e-3"
 
 
@@ -241,6 +242,7 @@ def test_a_picture_that_is_the_whole_answer_says_beside_it_what_was_made(mapped:
 
     assert answer.headers["content-type"] == "image/png"
     assert answer.headers["imagekeep-made"] == 'model="gpt-image-2", size="1024x1536", quality="medium"'
+    assert int(answer.headers["imagekeep-price-micros"]) == mapped.generation()["settled_micros"]
 
 
 def test_a_model_that_was_added_in_a_file_is_ordered_made_and_charged(
