@@ -18,7 +18,7 @@ _SHOWN_URL = "http://127.0.0.1:8080"
 
 def test_what_the_page_shows_orders_a_picture_each_time(client: Client, counter: Counter, tmp_path: Path) -> None:
     interpreter = Path(drive_of(client)[0])
-    # A user of the page's own: the Idempotency-Keys of two pages are the same.
+    # A user of the page's own: what is counted below is what the page ordered.
     key = add_user(counter.service.database_url, client.name)
     environment = surroundings(client) | {"IMAGEKEEP_KEY": key}
     environment["PATH"] = f"{interpreter.parent}:{environment['PATH']}"
