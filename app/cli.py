@@ -34,8 +34,6 @@ from app.generations.records import Generation
 from app.generations.recovery import recover_once
 from app.generations.usage import usage_of
 from app.preparation import ServeError, migrate_or_tell
-from app.sandbox.server import bind, run_sandbox
-from app.serve import serve as serve_installation
 from app.settings import load_settings
 from app.wiring import Wiring
 
@@ -78,6 +76,9 @@ def serve(
     as_json: Json = False,
 ) -> None:
     """Run the service, with whatever the settings leave open: a private Postgres, a folder, the sandbox."""
+    # The surfaces take 0.3 s to import, and no other command needs them.
+    from app.serve import serve as serve_installation  # noqa: PLC0415
+
     serve_installation(load_settings(bind_host=host, port=port, workers=workers), as_json=as_json)
 
 
@@ -102,6 +103,9 @@ def sandbox(
     as_json: Json = False,
 ) -> None:
     """Run the sandbox alone: an upstream that speaks TTAPI and draws its pictures locally."""
+    # No other command needs it, and serving starts it as a process of its own.
+    from app.sandbox.server import bind, run_sandbox  # noqa: PLC0415
+
     try:
         bind("127.0.0.1", port).close()
     except OSError as error:

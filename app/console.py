@@ -21,7 +21,7 @@ from app.database.embedded import is_made, open_embedded
 from app.database.schema import migrate
 from app.errors import AppError, DatabaseUnavailable
 from app.generations.rehost import RehostFailed
-from app.preparation import ServeError, database_words
+from app.preparation import ServeError, database_words, require_bucket
 from app.settings import Settings, SettingsError, load_settings
 from app.storage.base import StorageError
 from app.telemetry import configure_logging
@@ -89,6 +89,7 @@ def with_wiring(work: Callable[[Wiring], Awaitable[T]]) -> T:
             return await work(wiring)
 
     with _database_url(settings, begin=False) as database_url:
+        require_bucket(settings)
         return _run(run(database_url))
 
 

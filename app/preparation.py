@@ -12,23 +12,27 @@ import time
 from collections.abc import Callable
 
 import structlog
-from alembic.util import CommandError
 from psycopg import conninfo, pq
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from app.accounts import budgets, keys
+from app.database.revisions import OtherRelease
 from app.database.schema import migrate
 from app.errors import DatabaseUnavailable
 from app.settings import Settings
-from app.wiring import Neighbours, open_database, open_storages
+from app.wiring import Neighbours, open_bucket, open_database
 
 log = structlog.get_logger(__name__)
 
 # The first user may spend this much by accident, whoever gets hold of the printed key.
 FIRST_USER = "first"
 FIRST_USER_IMAGES_PER_DAY_MAX = 100
+
+# What a serving process gets where nobody is to be given notice. Not SIGINT: the terminal sends that one too, and a
+# second means "now".
+LEAVE_UNANNOUNCED = signal.SIGUSR1
 
 _FIRST_USER_LOCK = 0x6669727374
 _LOOK_AGAIN_SECONDS = 1.0
@@ -52,9 +56,9 @@ class Failure:
         self._errors: list[BaseException] = []
 
     def tell(self, error: BaseException) -> None:
-        """Stop the service in good order, as SIGTERM does, because of this."""
+        """Stop the service in good order, because of this."""
         self._errors.append(error)
-        threading.Thread(target=_terminate_until_the_end, name="failure", daemon=True).start()
+        threading.Thread(target=_end_it, name="failure", daemon=True).start()
 
     def raise_if_any(self) -> None:
         """Raise what was told first."""
@@ -62,27 +66,32 @@ class Failure:
             raise self._errors[0]
 
 
-def _terminate_until_the_end() -> None:
-    """Ask until it is done: one that arrives while the service puts up its handlers is lost."""
+def _end_it() -> None:
+    """Ask until it is done: a signal that arrives while the service puts up its handlers is lost."""
     while True:
-        # Before that, the signal would end this process with everything it has started still running.
-        if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-            os.kill(os.getpid(), signal.SIGTERM)
+        # Without a handler, the signal would end this process with everything it has started still running. The parent
+        # of workers has none for the first.
+        obeyed = [word for word in (LEAVE_UNANNOUNCED, signal.SIGTERM) if signal.getsignal(word) is not signal.SIG_DFL]
+        if obeyed:
+            os.kill(os.getpid(), obeyed[0])
         time.sleep(_LOOK_AGAIN_SECONDS)
 
 
 def prepare(settings: Settings, neighbours: Neighbours) -> str | None:
     """Migrate, put the sandbox's generations out of the books of a real upstream, and make the first user.
 
-    Returns the first user's key; None when there were users already. Raises DatabaseNotThere, ServeError for a database
-    that refuses, and StorageError for half of the credentials, say.
+    Returns the first user's key; None when there were users already. Raises DatabaseNotThere, and ServeError for a
+    database that refuses. Before it makes a key, it raises as `require_bucket`.
     """
-    asyncio.run(_require_credentials(settings))
     before, now = migrate_or_tell(neighbours.database_url)
     if before != now:
         log.info("migrated", before=before, now=now)
     try:
-        return asyncio.run(_prepare_rows(settings, neighbours))
+        if asyncio.run(_has_users(settings, neighbours)):
+            return None
+        # The key that is made now is shown in the banner and never again, so nothing may come in between.
+        require_bucket(settings)
+        return asyncio.run(_make_first_user(settings, neighbours))
     except DatabaseUnavailable as error:
         said = database_words(error.__cause__) if isinstance(error.__cause__, DBAPIError) else "no answer in time"
         raise DatabaseNotThere(f"The database at DATABASE_URL broke off while it was prepared: {said}") from error
@@ -129,13 +138,22 @@ def migrate_or_tell(database_url: str) -> tuple[str | None, str]:
         # Gone since, or just shutting down.
         _require_answer(database_url)
         raise ServeError(f"The database at DATABASE_URL can't be used: {database_words(error)}") from error
-    except CommandError as error:
+    except OtherRelease as error:
         raise ServeError(f"The database was made by another release, perhaps a newer one: {error}") from error
 
 
 def database_words(error: DBAPIError) -> str:
     """Return what Postgres or its driver said, in one line and without the statement. It holds no password."""
     return " ".join(str(error.orig).split())
+
+
+def require_bucket(settings: Settings) -> None:
+    """Raise StorageMisconfigured where no bucket could be reached with these settings: half of the credentials, say.
+
+    One that merely doesn't answer yet is no reason not to start.
+    """
+    if settings.s3_bucket is not None:
+        asyncio.run(open_bucket(settings).close())
 
 
 def _require_answer(database_url: str) -> None:
@@ -154,18 +172,22 @@ def _require_answer(database_url: str) -> None:
         raise DatabaseNotThere(f"The database at DATABASE_URL can't be used: nobody answers at {url.host}:{url.port}")
 
 
-async def _require_credentials(settings: Settings) -> None:
-    # Half of them is told here. A storage that merely doesn't answer yet is no reason not to start.
-    for storage in open_storages(settings)[1].values():
-        await storage.close()
-
-
-async def _prepare_rows(settings: Settings, neighbours: Neighbours) -> str | None:
+async def _has_users(settings: Settings, neighbours: Neighbours) -> bool:
+    """Put the sandbox's generations out of the books of a real upstream, and look whether there are users."""
     database = open_database(settings, neighbours.database_url)
     try:
         async with database.transaction() as tx:
             if neighbours.sandbox_url is None and (left_out := await budgets.leave_sandbox_out(tx)):
                 log.info("sandbox_left_out_of_the_books", generations=left_out)
+            return bool(await keys.list_users(tx))
+    finally:
+        await database.close()
+
+
+async def _make_first_user(settings: Settings, neighbours: Neighbours) -> str | None:
+    database = open_database(settings, neighbours.database_url)
+    try:
+        async with database.transaction() as tx:
             # Two replicas that start at once would both make one.
             await tx.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _FIRST_USER_LOCK})
             if await keys.list_users(tx):

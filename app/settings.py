@@ -89,6 +89,9 @@ class Settings(BaseSettings):
     image_pixels_max: int = Field(64_000_000, ge=1)
     image_timeout_seconds: float = Field(30, gt=0)
     rehost_in_flight_max: int = Field(8, ge=1)
+    image_memory_bytes_max: int = Field(32 * 1024 * 1024, ge=1)
+    picture_threads_max: int = Field(2, ge=1)
+    storage_threads_max: int = Field(10, ge=1)
     source_lifetime_seconds: float = Field(3_600, gt=0)
     # Of where images live, but after the size of a picture, which it must fit.
     spool_bytes_max: int | None = Field(None, ge=0)

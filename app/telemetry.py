@@ -1,19 +1,23 @@
 """What do we write down about ourselves, and how do secrets stay out of it?"""
 
+import json
 import logging
 import re
 import sys
-from collections.abc import Iterable, MutableMapping
-from typing import Any
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import cache
+from typing import Any, TypeVar
 
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
+from pydantic_core import to_json
+from structlog.typing import EventDict
 
 # Their INFO prints whole URLs (an Azure signature opens the picture) and their DEBUG prints headers (TT-API-KEY).
 _LOUD_LOGGERS = (
     "httpx",
     "httpcore",
-    "aiohttp",
     "asyncio",
     "boto3",
     "botocore",
@@ -23,7 +27,11 @@ _LOUD_LOGGERS = (
     "s3transfer",
 )
 
-_API_KEY = re.compile(r"\bik_[a-z]+_[0-9A-Za-z]{8,}")
+_M = TypeVar("_M", Counter, Histogram)
+
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+
+_API_KEY = re.compile(r"ik_[a-z]+_[0-9A-Za-z]{8,}")
 _SIGNATURE = re.compile(r"(?i)\b(sig|signature|x-amz-signature|x-amz-credential)=[^&\s\"']+")
 
 requests_total = Counter(
@@ -122,7 +130,25 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
     """
     for secret in secrets:
         text = text.replace(secret, "[secret]")
-    return _SIGNATURE.sub(r"\1=[signature]", _API_KEY.sub("[api key]", text))
+    # Hardly any text has either, and looking for these is cheaper than the expressions.
+    if "ik_" in text:
+        text = _API_KEY.sub("[api key]", text)
+    return _SIGNATURE.sub(r"\1=[signature]", text) if "=" in text else text
+
+
+class _Lines:
+    """Writes whole lines to what is standard error then, in the name of one module."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def write(self, line: str) -> None:
+        # A line that can't be written must not cost a picture: whoever reads the log may be gone, the disk full.
+        with suppress(OSError, ValueError):
+            # One call, so that the lines of two threads don't mix.
+            sys.stderr.write(f"{line}\n")
+
+    debug = info = warning = error = critical = write
 
 
 def configure_logging(*, level: str, log_format: str, secrets: Iterable[str]) -> None:
@@ -131,30 +157,38 @@ def configure_logging(*, level: str, log_format: str, secrets: Iterable[str]) ->
     `log_format` is `json`, `console` or `auto`: console on a terminal and JSON elsewhere. Standard output stays free
     for what a person or a script asked for.
     """
-    hidden = tuple(secret for secret in secrets if secret)
+    hidden = tuple({form for secret in secrets if secret for form in _written_forms(secret)})
     as_json = log_format == "json" or (log_format == "auto" and not sys.stderr.isatty())
+    render: Callable[[Any, str, EventDict], str | bytes] = (
+        structlog.processors.JSONRenderer(serializer=_as_json)
+        if as_json
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+
+    def render_redacted(logger: Any, method: str, event: EventDict) -> str:
+        # The whole line at once: names, nested values and tracebacks too.
+        return redact(str(render(logger, method, event)), hidden)
+
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
-        _redactor(hidden),
     ]
+    # Our own lines do not pass through `logging`, which looks at the stack and makes a record for each: a
+    # line cost 126 us of CPU that way, and costs 24 us this way.
     structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
+        processors=[*shared, render_redacted],
+        logger_factory=_Lines,
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
         cache_logger_on_first_use=True,
-    )
-    renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     )
     output = logging.StreamHandler(sys.stderr)
     output.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[structlog.stdlib.ExtraAdder(), *shared],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            foreign_pre_chain=[structlog.stdlib.ExtraAdder(), *shared, _without_escape_codes],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, render_redacted],
         )
     )
     root = logging.getLogger()
@@ -173,14 +207,26 @@ def configure_logging(*, level: str, log_format: str, secrets: Iterable[str]) ->
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, root.level))
 
 
-def _redactor(secrets: tuple[str, ...]) -> structlog.typing.Processor:
-    def redact_event(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        event.pop("color_message", None)  # uvicorn's, the same again with escape codes
-        for key, value in event.items():
-            if isinstance(value, str):
-                event[key] = redact(value, secrets)
-            elif isinstance(value, BaseException):
-                event[key] = redact(repr(value), secrets)
-        return event
+def _as_json(event: EventDict, **_: Any) -> str:
+    # pydantic's writer takes a fifth of the time, and an order has four lines. It refuses half a surrogate pair, and
+    # opens what a dataclass keeps out of its repr.
+    if all(type(value) in _PLAIN for value in event.values()):
+        with suppress(ValueError):
+            return to_json(event, ensure_ascii=True).decode()
+    return json.dumps(event, default=repr, separators=(",", ":"))
 
-    return redact_event
+
+@cache
+def child(metric: _M, *labels: str | int) -> _M:
+    """Return the metric with these labels, as `metric.labels` does, which looks at each of them every time."""
+    return metric.labels(*labels)
+
+
+def _written_forms(secret: str) -> tuple[str, ...]:
+    """How a secret may stand in a line: as it is, and as JSON and Python escape what is in it."""
+    return secret, json.dumps(secret)[1:-1], repr(secret)[1:-1]
+
+
+def _without_escape_codes(_: Any, __: str, event: EventDict) -> EventDict:
+    event.pop("color_message", None)  # uvicorn's, the same again with escape codes
+    return event

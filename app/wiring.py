@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from app.accounts.callers import Callers
 from app.database.pool import Database
 from app.generations.driver import Driver
 from app.generations.leases import Leases
@@ -14,12 +15,13 @@ from app.generations.spool import Spool
 from app.generations.stores import Stores
 from app.settings import Settings
 from app.storage.base import Storage
+from app.storage.deferred import DeferredStorage
 from app.storage.folder import FolderStorage
-from app.storage.s3 import S3Storage
 from app.upstream.breaker import Breaker
 from app.upstream.catalog import Catalog, load_catalog
 from app.upstream.client import Upstream
 from app.upstream.download import Downloader
+from app.upstream.room import Room
 
 # The sandbox takes any key; this one says in its witness who asked.
 _SANDBOX_API_KEY = "sandbox"
@@ -58,6 +60,7 @@ class Wiring:
 
     settings: Settings
     database: Database
+    callers: Callers
     catalog: Catalog
     stores: Stores
     breaker: Breaker
@@ -89,22 +92,36 @@ def open_storages(settings: Settings) -> tuple[Storage, Mapping[str, Storage]]:
     """Return where new images go, and every storage that images may live in, by name.
 
     The folder stays readable when S3_BUCKET is switched on: what was stored before keeps its URL. Where there is none
-    beside a bucket, and none can be made, there is nothing to read.
+    beside a bucket, and none can be made, there is nothing to read. The bucket is opened when it is first needed, which
+    is long after the first answer: upstream takes seconds for a picture.
     """
-    folder = FolderStorage(images_folder(settings.data_dir))
+    folder = FolderStorage(images_folder(settings.data_dir), threads_max=settings.storage_threads_max)
     if settings.s3_bucket is None:
         return folder, {folder.name: folder}
-    bucket = S3Storage(
-        settings.s3_bucket,
-        endpoint_url=settings.s3_endpoint_url,
-        region=settings.s3_region,
-        path_style=settings.s3_path_style,
-        check_prefix=settings.s3_prefix,
-    )
+    bucket = DeferredStorage(f"s3:{settings.s3_bucket}", lambda: open_bucket(settings))
     if not folder.is_there:
         # Asked for a picture, it could only say that it can't tell: what a crash left would wait for it for ever.
         return bucket, {bucket.name: bucket}
     return bucket, {bucket.name: bucket, folder.name: folder}
+
+
+def open_bucket(settings: Settings) -> Storage:
+    """Return the bucket that S3_BUCKET names; it talks to nobody yet. Takes 0.3 s of CPU, most of it once in a process.
+
+    Raises StorageMisconfigured for settings and credentials that can't work with any bucket.
+    """
+    # boto3 takes 0.13 s to import, and a folder needs none of it.
+    from app.storage.s3 import S3Storage  # noqa: PLC0415
+
+    assert settings.s3_bucket is not None, "pictures go to a folder"
+    return S3Storage(
+        settings.s3_bucket,
+        endpoint_url=settings.s3_endpoint_url,
+        region=settings.s3_region,
+        path_style=settings.s3_path_style,
+        threads_max=settings.storage_threads_max,
+        check_prefix=settings.s3_prefix,
+    )
 
 
 def images_folder(data_dir: Path) -> Path:
@@ -138,8 +155,10 @@ async def open_wiring(
         rehost = Rehost(
             downloader=downloader,
             stores=stores,
+            room=Room(bytes_max=settings.image_memory_bytes_max),
             pixels_max=settings.image_pixels_max,
             in_flight_max=settings.rehost_in_flight_max,
+            threads_max=settings.picture_threads_max,
         )
         closing.push_async_callback(rehost.close)
         leases = Leases(
@@ -166,7 +185,7 @@ async def open_wiring(
             waiters_max=settings.waiters_max,
             closed=departure.closed,
         )
-        yield Wiring(settings, database, catalog, stores, breaker, driver, runner, departure)
+        yield Wiring(settings, database, Callers(database), catalog, stores, breaker, driver, runner, departure)
 
 
 def _open_stores(settings: Settings, database: Database, closing: AsyncExitStack) -> Stores:

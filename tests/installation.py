@@ -25,9 +25,10 @@ from tests.service import TT_API_KEY
 
 T = TypeVar("T")
 
-# Far more than a start takes on a busy machine of two cores.
-START_SECONDS_MAX = 60
-STOP_SECONDS_MAX = 30
+# Far more than a start takes on a busy machine of two cores. One whose host gave it next to nothing for three minutes
+# took more than the 60 s that stood here.
+START_SECONDS_MAX = 180
+STOP_SECONDS_MAX = 60
 
 
 class Installation:
@@ -120,7 +121,8 @@ class Installation:
     def begin(self, prompt: str, *, headers: Mapping[str, str] | None = None, **body: Any) -> str:
         """Order without waiting for the image, and return the generation's id."""
         answer = self.order(prompt, headers={"prefer": "respond-async", **(headers or {})}, **body)
-        assert answer.status_code == 202, answer.text
+        # It may have ended by now.
+        assert answer.status_code == 202 or "state" in answer.json(), answer.text
         generation_id: str = answer.json()["id"]
         return generation_id
 

@@ -8,10 +8,11 @@ from uuid_utils.compat import uuid7
 
 from app.accounts import keys
 from app.accounts.keys import Caller
+from app.database.direct import DirectConnection, DriverConnection
 from app.database.pool import Database
 from app.generations import records
 from app.generations.order import Order, PricedOrder
-from app.generations.records import Held, Image, KeyNotLive, OverLimit
+from app.generations.records import Generation, Held, Image, KeyNotLive, Move, OverLimit
 from app.generations.repeats import Attempt, Joined, Known
 from app.generations.spool import Spool
 from app.generations.stores import Stores
@@ -78,6 +79,19 @@ async def make_caller(tx: AsyncConnection, name: str = "ada") -> Caller:
     return Caller(user_id=user.id, user_name=name, api_key_id=key.id)
 
 
+async def direct(connection: AsyncConnection) -> DirectConnection:
+    """The same connection as what orders run their statements on, in the transaction that it may be in."""
+    driver_connection = (await connection.get_raw_connection()).driver_connection
+    assert isinstance(driver_connection, DriverConnection)
+    return DirectConnection(driver_connection)
+
+
+async def move(
+    connection: AsyncConnection, generation_id: UUID, to: Move, *, now: datetime | None = None
+) -> Generation | None:
+    return await records.move(await direct(connection), generation_id, to, now=now)
+
+
 async def reserve(
     connection: AsyncConnection,
     caller: Caller,
@@ -91,7 +105,7 @@ async def reserve(
 ) -> Held | Known | Joined | OverLimit | KeyNotLive:
     generation_id = uuid7()
     return await records.reserve(
-        connection,
+        await direct(connection),
         generation_id=generation_id,
         caller=caller,
         order=order or make_order(),

@@ -23,6 +23,7 @@ from typing import Self
 _CHUNK_BYTES = 65_536
 # How long a pump waits before it looks whether it was switched or closed.
 _LOOK_SECONDS = 0.02
+_LET_GO_SECONDS_MAX = 0.5
 
 
 class _Mode(Enum):
@@ -53,6 +54,7 @@ class _Connection:
     marked: bool = False
     answered_bytes: int = 0
     aborted: bool = False
+    thread: threading.Thread | None = None
 
 
 class TcpProxy:
@@ -133,6 +135,12 @@ class TcpProxy:
             connections, self._connections = self._connections, []
         for connection in connections:
             _abort(connection)
+        # The RST leaves when the last thread lets go of its socket. Whoever looks next is to see it; one that holds
+        # bytes back takes its time.
+        give_up_at = time.monotonic() + _LET_GO_SECONDS_MAX
+        for connection in connections:
+            if connection.thread is not None:
+                connection.thread.join(max(0, give_up_at - time.monotonic()))
 
     def close(self) -> None:
         """Listen no more, and reset what is open."""
@@ -168,7 +176,9 @@ class TcpProxy:
                 connection = _Connection(listener.accept()[0])
                 with self._lock:
                     self._connections.append(connection)
-                threading.Thread(target=self._serve, args=(connection,), name="tcp-proxy", daemon=True).start()
+                thread = threading.Thread(target=self._serve, args=(connection,), name="tcp-proxy", daemon=True)
+                thread.start()
+                connection.thread = thread
 
     def _serve(self, connection: _Connection) -> None:
         try:

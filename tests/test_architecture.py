@@ -1,7 +1,8 @@
 """Do imports run down only, from floor to floor, and does what the plan keeps in one room stay there?
 
-`violations` reads every file under `app/` without running any, so it also sees imports that hide in functions. The
-last tests plant one fault each in a small tree, to see that it would be found.
+`violations` reads every file under `app/` without running any, so it also sees imports that stand in functions: those
+that a start puts off keep the floors as all others do, and there are no others. The last tests plant one fault each in
+a small tree, to see that it would be found.
 """
 
 import ast
@@ -23,7 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("wiring",),
     ("generations",),
     ("accounts", "upstream", "storage"),
-    ("database",),
+    ("database", "connections"),
     ("telemetry", "errors", "settings"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
@@ -33,11 +34,21 @@ SANDBOX_USERS = ("cli", "console", "serve")
 HOMES: Mapping[str, tuple[str, ...]] = {
     "fastapi": ("app.api.", "app.main"),
     "httpx": ("app.upstream.",),
-    "httpx_aiohttp": ("app.upstream.",),
-    "aiohttp": ("app.upstream.",),
+    "httptools": ("app.connections.",),
+    "aiohappyeyeballs": ("app.connections.",),
+    "pybase64": ("app.upstream.", "app.api."),
+    "zlib_ng": ("app.generations.picture",),
     "boto3": ("app.storage.s3",),
     "botocore": ("app.storage.s3",),
     "mypy_boto3_s3": ("app.storage.s3",),
+}
+# What takes long to import and is needed by few processes: who opens it, and imports it then. tests/test_start.py holds
+# that a start really goes without.
+PUT_OFF: Mapping[str, str] = {
+    "app.database.migration": "app.database.schema",
+    "app.sandbox.server": "app.cli",
+    "app.serve": "app.cli",
+    "app.storage.s3": "app.wiring",
 }
 BANNED_NAMES = {"utils", "common", "helpers", "manager", "service", "data", "info", "handle", "process"}
 _BY_NAME = ("__import__", "import_module")
@@ -125,8 +136,13 @@ def _faults_of(module: Module) -> Iterator[str]:
         yield f"{module.path} is named {min(banned)}, which says nothing"
     for entry in module.imports:
         place = f"{module.path}:{entry.line}"
-        if entry.in_function:
+        if entry.target.partition(".")[0] in ("bench", "tests"):
+            yield f"{place} imports {entry.target}, which is not installed with it"
+        opener = PUT_OFF.get(entry.target)
+        if entry.in_function and opener != module.name:
             yield f"{place} imports {entry.target} inside a function"
+        if not entry.in_function and opener is not None and _is_started(module.name):
+            yield f"{place} imports {entry.target} at once, which {opener} puts off"
         if entry.target == "*":
             yield f"{place} imports by a name that nobody can look up"
         homes = HOMES.get(entry.target.partition(".")[0])
@@ -134,6 +150,11 @@ def _faults_of(module: Module) -> Iterator[str]:
             yield f"{place} imports {entry.target}, which belongs to {' and '.join(homes)}"
         if entry.target.partition(".")[0] == "app" and (fault := _between_rooms(module.room, room_of(entry.target))):
             yield f"{place} imports {entry.target}: {fault}"
+
+
+def _is_started(name: str) -> bool:
+    """Whether a process may have it without having opened what is put off, or a process of its own."""
+    return name not in PUT_OFF and room_of(name) != "sandbox"
 
 
 def _between_rooms(room: str, other: str) -> str | None:
@@ -189,7 +210,8 @@ def tree(tmp_path: Path) -> Path:
         _plant(tmp_path, f"app/{room}/thing.py" if room not in ENTRY else f"app/{room}.py", "import json\n")
     _plant(tmp_path, "app/api/native.py", "from fastapi import FastAPI\nfrom app.generations import thing\n")
     _plant(tmp_path, "app/storage/s3.py", "import boto3\nfrom .thing import put\n")
-    _plant(tmp_path, "app/cli.py", "from app.serve import serve\nfrom app.sandbox.thing import run\n")
+    _plant(tmp_path, "app/storage/folder.py", "from .thing import put\n")
+    _plant(tmp_path, "app/cli.py", "def f():\n    from app.serve import serve\nfrom app.sandbox.thing import run\n")
     return tmp_path
 
 
@@ -222,12 +244,16 @@ def test_a_tree_that_keeps_the_plan_has_no_violations(tree: Path) -> None:
         ("app/sandbox/x.py", "from app.errors import thing", "the sandbox knows nothing of the app"),
         ("app/api/x.py", "def f():\n    import json", "imports json inside a function"),
         ("app/api/x.py", "class A:\n    async def f(self):\n        from app.wiring import thing", "inside a function"),
+        ("app/api/x.py", "def f():\n    from app.storage import s3", "imports app.storage.s3 inside a function"),
+        ("app/main.py", "from app.storage import s3", "imports app.storage.s3 at once, which app.wiring puts off"),
+        ("app/console.py", "import app.serve", "imports app.serve at once, which app.cli puts off"),
         ("app/api/x.py", "import importlib\nimportlib.import_module('app.cli')", "a name that nobody can look up"),
         ("app/api/x.py", "__import__('app.cli')", "a name that nobody can look up"),
         ("app/api/helpers.py", "", "is named helpers"),
         ("app/accounts/utils/x.py", "", "is named utils"),
         ("app/billing/x.py", "", "stands on no floor"),
-        ("app/storage/thing.py", "from app.storage import s3", "app.storage.s3 > app.storage.thing > app.storage.s3"),
+        ("app/api/x.py", "from bench.load import load", "is not installed with it"),
+        ("app/storage/thing.py", "from . import folder", "app.storage.folder > app.storage.thing > app.storage.folder"),
         ("app/wiring/thing.py", "if TYPE_CHECKING:\n    from app.wiring.thing import me", "a circle of imports"),
     ],
 )

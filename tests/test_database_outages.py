@@ -111,12 +111,12 @@ def test_a_crowd_at_a_silent_database_is_refused_in_time_and_served_when_it_is_b
 
 
 def test_a_reserve_whose_answer_is_lost_is_given_back_and_never_sent(outage: Outage) -> None:
-    outage.proxy.cut_answers(after=b"INSERT INTO generations")
+    outage.proxy.cut_answers(after=b"a fox")
 
     answer, _ = timed(outage, "a fox")
 
     assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
-    assert [row["state"] for row in outage.rows("SELECT state FROM generations")] == ["pending"], "it was committed"
+    assert outage.rows("SELECT id FROM generations"), "it was committed"
     outage.proxy.pass_through()
     eventually(lambda: outage.rows("SELECT id FROM generations WHERE state = 'failed'"))
     assert outage.held() == 0
@@ -125,7 +125,8 @@ def test_a_reserve_whose_answer_is_lost_is_given_back_and_never_sent(outage: Out
 
 
 def test_a_reserve_that_is_carried_out_after_its_caller_was_refused_is_given_back(outage: Outage) -> None:
-    # The statement waits in the stalled connection, and reaches Postgres after the first look for it found nothing.
+    # RESERVE, as it is sent to be prepared, waits in the stalled connection, and reaches Postgres after the first look
+    # for it found nothing. (Had Postgres seen the statement and not its values, it would give up in time by itself.)
     outage.proxy.blackhole(after=b"INSERT INTO generations")
 
     answer, seconds = timed(outage, "a fox")
@@ -247,7 +248,7 @@ def test_crashes_of_postgres_under_load_leave_no_dead_pool_and_books_that_agree(
         answers = [threads.submit(service.order, f"fox {number} [[delay 0.3]]") for number in range(60)]
         for _ in range(3):
             # A backend that is killed makes the postmaster end all others and recover, as an immediate restart does.
-            os.kill(eventually(lambda: own_postgres.pids(" idle"))[0], signal.SIGKILL)
+            eventually(lambda: killed_a_backend(own_postgres))
             eventually(lambda: postgres_answers(service.database_url))
         codes = {answer.result().status_code for answer in answers}
 
@@ -258,6 +259,15 @@ def test_crashes_of_postgres_under_load_leave_no_dead_pool_and_books_that_agree(
     completed = service.rows("SELECT id FROM generations WHERE state = 'completed'")
     assert len(completed) == sandbox.witness()["asked"] == sandbox.witness()["billed"]
     assert differences(service.database_url) == []
+
+
+def killed_a_backend(own_postgres: OwnPostgres) -> bool:
+    """One that is seen may have ended since, with the crash before."""
+    try:
+        os.kill(own_postgres.pids(" idle")[0], signal.SIGKILL)
+    except (IndexError, ProcessLookupError):
+        return False
+    return True
 
 
 def postgres_answers(database_url: str) -> bool:

@@ -70,7 +70,7 @@ def test_a_database_that_is_away_or_refuses_brings_no_password_out(
         url = make_url(database_url)
         with TcpProxy(url.host or "", url.port or 0) as proxy:
             by_proxy = spelt(url.set(port=proxy.port))
-            env = beside(by_proxy, sandbox, LOG_LEVEL="DEBUG", DATABASE_TIMEOUT_SECONDS="1")
+            env = beside(by_proxy, sandbox, LOG_LEVEL="DEBUG", DATABASE_TIMEOUT_SECONDS="1", DRAIN_SECONDS="5")
             with closing(Installation(tmp_path / "database", env)) as installation:
                 proxy.refuse()
                 installation.launch("--json")

@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +20,7 @@ from tests.installation import (
     beside,
     eventually,
     nothing_runs,
+    processes_in,
     refuses,
     running_installation,
 )
@@ -28,6 +29,8 @@ from tests.service import rows
 from tests.tcp_proxy import TcpProxy
 
 PROMPT_SECONDS_MAX = 10
+# As /proc shows it.
+INTERRUPT = 1 << (signal.SIGINT - 1)
 
 
 @pytest.fixture
@@ -63,6 +66,18 @@ def waiting(
 
 def at(url: str, **parts: object) -> str:
     return make_url(url).set(**parts).render_as_string(hide_password=False)  # type: ignore[arg-type]
+
+
+def importing_workers(installation: Installation) -> list[dict[str, int]]:
+    """The signals (each a bit) that its workers catch and block; those in which Python runs, and nothing of ours."""
+    workers = [number for number, command in processes_in(installation.folder).items() if "spawn_main" in command]
+    return [signals for signals in map(signals_of, workers) if signals["SigCgt"] & INTERRUPT]
+
+
+def signals_of(process_id: int) -> dict[str, int]:
+    lines = Path(f"/proc/{process_id}/status").read_text().splitlines()
+    fields = dict(line.split(":\t", 1) for line in lines)
+    return {name: int(fields[name], 16) for name in ("SigCgt", "SigBlk")}
 
 
 def answer_at(installation: Installation, path: str) -> int | None:
@@ -113,6 +128,24 @@ def test_ctrl_c_while_the_database_is_not_there_stops_at_once(
     assert "Traceback" not in waiting.stderr.read_text()
 
 
+def test_ctrl_c_while_the_workers_are_still_importing_shows_no_traceback(
+    empty_url: str, sandbox: RunningSandbox, tmp_path: Path
+) -> None:
+    installation = Installation(tmp_path / "importing", beside(empty_url, sandbox), workers=2)
+    try:
+        installation.launch()
+        eventually(lambda: len(importing_workers(installation)) == 2, seconds=START_SECONDS_MAX)
+
+        assert all(signals["SigBlk"] & INTERRUPT for signals in importing_workers(installation))
+
+        installation.interrupt()
+
+        assert installation.ended() == 0
+        assert "Traceback" not in installation.stderr.read_text()
+    finally:
+        installation.close()
+
+
 def test_a_database_that_comes_and_refuses_stops_the_service_with_a_sentence(
     waiting: Installation, proxy: TcpProxy, empty_url: str
 ) -> None:
@@ -147,7 +180,10 @@ def test_a_database_that_answers_and_refuses_is_told_in_a_sentence(
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_private_postgres_that_is_killed_is_started_again_and_no_order_is_lost(tmp_path: Path, workers: int) -> None:
+def test_a_private_postgres_that_is_killed_is_started_again_and_no_order_is_lost(
+    copy_cluster: Callable[[Path], Path], tmp_path: Path, workers: int
+) -> None:
+    copy_cluster(tmp_path / "data")
     with running_installation(tmp_path, workers=workers) as installation:
         with ThreadPoolExecutor() as threads:
             answer = threads.submit(installation.order, "a fox [[delay 1]]")
@@ -167,7 +203,10 @@ def test_a_private_postgres_that_is_killed_is_started_again_and_no_order_is_lost
         assert refuses(installation.port)
 
 
-def test_a_private_postgres_that_cannot_be_started_again_stops_the_service_with_a_sentence(tmp_path: Path) -> None:
+def test_a_private_postgres_that_cannot_be_started_again_stops_the_service_with_a_sentence(
+    copy_cluster: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    copy_cluster(tmp_path / "data")
     with running_installation(tmp_path) as installation:
         control = installation.data / "postgres" / "global" / "pg_control"
         control.write_bytes(b"\0" * control.stat().st_size)

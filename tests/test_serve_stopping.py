@@ -1,6 +1,7 @@
 """Does the service stop when it is told to, finish what was paid for, and leave nothing behind?"""
 
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,7 +21,10 @@ from tests.service import rows
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_ctrl_c_finishes_the_order_in_flight_and_leaves_nothing(tmp_path: Path, workers: int) -> None:
+def test_ctrl_c_finishes_the_order_in_flight_and_leaves_nothing(
+    copy_cluster: Callable[[Path], Path], tmp_path: Path, workers: int
+) -> None:
+    copy_cluster(tmp_path / "data")
     with running_installation(tmp_path, workers=workers) as installation:
         assert len(processes_in(installation.folder)) > workers + 2, "Postgres, the sandbox, and us"
         with ThreadPoolExecutor() as threads:

@@ -7,12 +7,14 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from uuid import UUID
 
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 from uuid_utils.compat import uuid7
 
+from app.database.direct import Runs, prepare
 from app.database.tables import api_keys, users
 from app.errors import ApiKeyInvalid, ApiKeyMistyped, UserDisabled
 
@@ -36,7 +38,13 @@ class Caller:
     @property
     def scopes(self) -> tuple[str, ...]:
         """Every scope an order of this caller counts in."""
-        return "all", f"key:{self.api_key_id}", f"user:{self.user_id}"
+        return scopes_of(self.user_id, self.api_key_id)
+
+
+@lru_cache(maxsize=1024)
+def scopes_of(user_id: UUID, api_key_id: UUID) -> tuple[str, ...]:
+    """Return every scope in which an order counts that this key of this user has made."""
+    return "all", f"key:{api_key_id}", f"user:{user_id}"
 
 
 @dataclass(frozen=True)
@@ -106,6 +114,18 @@ async def find_caller(connection: AsyncConnection, key: str) -> Caller:
     if row.disabled_at is not None:
         raise UserDisabled
     return Caller(user_id=row.user_id, user_name=row.name, api_key_id=row.id)
+
+
+_STANDING = prepare("""
+SELECT k.revoked_at IS NULL, u.disabled_at IS NULL FROM api_keys k JOIN users u ON u.id = k.user_id
+WHERE k.id = :api_key_id""")
+
+
+async def why_not_live(connection: Runs, caller: Caller) -> ApiKeyInvalid | UserDisabled:
+    """Return what an order is refused with whose key RESERVE found not to be live."""
+    row = await connection.row(_STANDING, {"api_key_id": caller.api_key_id})
+    key_is_live, user_is_enabled = row or (False, True)
+    return UserDisabled() if key_is_live and not user_is_enabled else ApiKeyInvalid()
 
 
 class AccountsError(Exception):

@@ -5,12 +5,12 @@ an answer of many megabytes has one chunk of them in memory.
 """
 
 import secrets
-from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from fastapi import Request, Response
+from pybase64 import b64encode
 from starlette.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 

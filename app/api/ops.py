@@ -10,7 +10,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from app.database.schema import current_revision, head_revision, takes_writes
+from app.database.revisions import head_revision
+from app.database.schema import current_revision, takes_writes
 from app.errors import DatabaseUnavailable
 from app.wiring import Wiring
 

@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from app.accounts.keys import Caller
-from app.api.auth import bearer_key, either_key, look_up
+from app.api.auth import ByKey, bearer_key, either_key, look_up_for_order
 from app.api.prefer import Preference, read_retry_count
 from app.api.surface import wiring_of
 
@@ -16,22 +16,22 @@ async def arrive(request: Request, key: str) -> Caller:
 
     A full process gets orders by the hundred; looked up one by one, their keys would queue for the connections that the
     orders in flight are settled on. One that is marked as a repeat may need no slot. `key` was found well formed: who
-    has none is not told to come back. Raises what `look_up` raises as well.
+    has none is not told to come back. Raises what `look_up_for_order` raises as well.
     """
     marked = "idempotency-key" in request.headers or read_retry_count(request) > 0
     with wiring_of(request).runner.arriving(may_be_repeat=marked):
-        return await look_up(request, key)
+        return await look_up_for_order(request, key)
 
 
-async def _by_bearer_key(request: Request, key: Annotated[str, Depends(bearer_key)]) -> Caller:
-    return await arrive(request, key)
+async def _by_bearer_key(request: Request) -> Caller:
+    return await arrive(request, bearer_key(request))
 
 
-async def _by_either_key(request: Request, key: Annotated[str, Depends(either_key)]) -> Caller:
-    return await arrive(request, key)
+async def _by_either_key(request: Request) -> Caller:
+    return await arrive(request, either_key(request))
 
 
-Ordering = Annotated[Caller, Depends(_by_bearer_key)]
+Ordering = Annotated[Caller, Depends(ByKey(_by_bearer_key))]
 OrderingByEither = Annotated[Caller, Depends(_by_either_key)]
 
 

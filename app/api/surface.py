@@ -13,6 +13,7 @@ import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
+from pydantic_core import to_json
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -89,7 +90,11 @@ def encoded(content: Any) -> bytes:
 
     Compact, slashes as they are: there are clients that look for `"url":"` with a regular expression.
     """
-    return json.dumps(content, ensure_ascii=True, separators=(",", ":")).encode()
+    try:
+        return to_json(content, ensure_ascii=True)
+    except ValueError:
+        # pydantic's writer takes a fifth of the time, and refuses half a surrogate pair.
+        return json.dumps(content, ensure_ascii=True, separators=(",", ":")).encode()
 
 
 def create_surface(render: Render, **options: Any) -> FastAPI:
@@ -299,8 +304,8 @@ def _request_id(headers: Mapping[bytes, bytes]) -> str:
 
 def _observe(scope: Scope, status: int, seconds: float) -> None:
     route = _route_template(scope)
-    telemetry.requests_total.labels(scope["method"], route, status).inc()
-    telemetry.request_seconds.labels(scope["method"], route).observe(seconds)
+    telemetry.child(telemetry.requests_total, scope["method"], route, status).inc()
+    telemetry.child(telemetry.request_seconds, scope["method"], route).observe(seconds)
     log.info("request", method=scope["method"], route=route, status=status, ms=round(seconds * 1000, 1))
 
 

@@ -7,7 +7,7 @@ all go through it.
 import time
 from asyncio import sleep
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -15,6 +15,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from app import telemetry
+from app.accounts.keys import scopes_of
 from app.database.pool import Database
 from app.errors import DatabaseUnavailable
 from app.generations import records, risk
@@ -28,6 +29,7 @@ from app.upstream.catalog import Catalog
 from app.upstream.client import Upstream
 from app.upstream.outcome import BytesSource, Generated, Refused, UrlSource
 from app.upstream.retirement import RetirementNotices, today
+from app.upstream.room import Hold
 
 log = structlog.get_logger(__name__)
 
@@ -36,6 +38,15 @@ _NOT_DONE = (DatabaseUnavailable, SQLAlchemyError)
 # How long a MOVE that fails by what nobody foresaw is tried: time for a person to mend it. For ever, a row that can't
 # be moved would have one of this process's slots for ever.
 _UNFORESEEN_SECONDS_MAX = 3600
+
+
+@dataclass(frozen=True)
+class Unsent:
+    """A generation that RESERVE may have made, although its answer was lost. It was not sent."""
+
+    id: UUID
+    user_id: UUID
+    api_key_id: UUID
 
 
 class Driver:
@@ -82,15 +93,17 @@ class Driver:
         if generation.attempts == 0:
             if held_seconds() > self._leases.send_within_seconds:
                 detail = "its runner stood still and did not send it"
-                return await self._leave_unsent(generation, "upstream_unreachable", detail)
-            return await self._send(generation)
+                return await self._fail(generation, "upstream_unreachable", detail)
+            # Pictures that come in the answer are in memory until they are kept.
+            with self._rehost.hold() as held:
+                return await self._send(generation, held)
         # Somebody may have sent it, so it is never sent again.
         return await self._look_for_pictures(generation)
 
-    async def _send(self, generation: Generation) -> Generation | None:
+    async def _send(self, generation: Generation, held: Hold) -> Generation | None:
         model = self._catalog.find(generation.model)
         if model is None:
-            return await self._leave_unsent(generation, "upstream_model_gone", "the catalog no longer has its model")
+            return await self._fail(generation, "upstream_model_gone", "the catalog no longer has its model")
         assert generation.prompt is not None, "a running generation can't be deleted"
         self._retirements.ordered(model, today())
         started = time.monotonic()
@@ -100,35 +113,29 @@ class Driver:
             size=generation.size,
             quality=generation.quality,
             n=generation.held_images,
+            held=held,
         )
         self._breaker.hear(outcome, sent_at=started)
         tell_answer(generation, outcome, time.monotonic() - started)
         if isinstance(outcome, Generated):
             used = used_micros(generation, model, outcome.usage)
-            return await self._take(replace(generation, used_micros=used), outcome)
+            # A copy of thirty fields, which most models give no reason for.
+            answered = generation if used == generation.used_micros else replace(generation, used_micros=used)
+            return await self._take(answered, outcome)
         if isinstance(outcome, Refused):
-            failed = Move(
-                "failed",
-                # The answer may come after recovery took its runner for dead. It counts all the same.
-                leaving=("pending", "unknown"),
-                settled=(0, 0),
-                failure_code=outcome.code,
-                failure_detail=outcome.detail,
-            )
-            return await self._move_surely(generation.id, failed)
+            return await self._fail(generation, outcome.code, outcome.detail)
         return await self._leave_unknown(generation, outcome.detail)
 
-    async def _leave_unsent(self, generation: Generation, code: str, detail: str) -> Generation | None:
-        # Also of a process that stood still between RESERVE and here. Others may have taken it for dead, a person may
-        # have resolved it and a retry may have been sent: sent now, one order could be paid for twice.
-        unsent = Move(
-            "failed",
-            leaving=("pending", "unknown"),
-            settled=(0, 0),
-            failure_code=code,
-            failure_detail=detail,
+    async def _fail(self, generation: Generation, code: str, detail: str) -> Generation | None:
+        """End what surely cost nothing: upstream refused it, or it is not sent.
+
+        Also of a process that stood still between RESERVE and here, or while upstream worked. Others may have taken it
+        for dead, a person may have resolved it and a retry may have been sent: sent now, it could be paid for twice.
+        """
+        failed = Move(
+            "failed", leaving=("pending", "unknown"), settled=(0, 0), failure_code=code, failure_detail=detail
         )
-        return await self._move_surely(generation.id, unsent)
+        return await self._move_surely(generation, failed)
 
     async def _take(self, generation: Generation, answer: Generated) -> Generation | None:
         # Pictures beyond the order were not paid for by its price, and would not fit what is held.
@@ -149,7 +156,7 @@ class Driver:
                 revised_prompt=revised_prompt,
             )
             try:
-                moved = await self._move(generation.id, generated)
+                moved = await self._move(generation, generated)
                 if moved is not None or await self._reread(generation) is not None:
                     return moved
                 # Paid for, and no row to keep its source in. Stored all the same, `verify` lists it as an orphan.
@@ -185,7 +192,7 @@ class Driver:
                 log.warning("rehost_failed", detail=str(failure), final=failure.final)
                 moved = await self._end_without(generation, sources, kept, failure, revised_prompt)
                 if moved is None and uncommitted is not None:
-                    moved = await self._try_move(generation.id, uncommitted)
+                    moved = await self._try_move(generation, uncommitted)
                 in_hand = not failure.final and _any_bytes_missing(sources, kept)
                 give_up_at = began + self._leases.patience_seconds(generation, in_hand=in_hand)
                 if moved is not None or time.monotonic() + pause_seconds > give_up_at:
@@ -263,7 +270,7 @@ class Driver:
             revised_prompt=revised_prompt,
             pictures=pictures,
         )
-        moved = await self._move_surely(generation.id, completed, known_only_here=_first_run(generation))
+        moved = await self._move_surely(generation, completed, known_only_here=_first_run(generation))
         if moved is None and (now := await self._reread(generation)) is not None and now.deleted_at is not None:
             # Another runner was first and the image was deleted since: what was just stored would stay for ever.
             await self._rehost.discard(pictures)
@@ -278,11 +285,11 @@ class Driver:
             failure_detail=detail,
             if_source_expired=if_source_expired,
         )
-        return await self._try_move(generation.id, lost)
+        return await self._try_move(generation, lost)
 
     async def _leave_unknown(self, generation: Generation, detail: str) -> Generation | None:
         unknown = Move("unknown", leaving=("pending",), failure_code="upstream_outcome_unknown", failure_detail=detail)
-        return await self._move_surely(generation.id, unknown, known_only_here=_first_run(generation))
+        return await self._move_surely(generation, unknown, known_only_here=_first_run(generation))
 
     async def _look_for_pictures(self, generation: Generation) -> Generation | None:
         try:
@@ -321,38 +328,39 @@ class Driver:
             failure_detail=f"resolved as {word} by {by} at {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC; before that:"
             f" {generation.failure_detail}",
         )
-        return await self._move(generation.id, resolved)
+        return await self._move(generation, resolved)
 
-    async def give_back_unsent(self, generation_id: UUID) -> Generation | None:
-        """Fail a generation whose RESERVE had no answer and that was not sent, as soon as the database can be asked.
+    async def give_back_unsent(self, unsent: Unsent) -> Generation | None:
+        """Fail a generation that may be there, as soon as the database can be asked.
 
         The statement may have been committed although its answer was lost. None when it was not.
         """
         failed = Move("failed", leaving=("pending", "unknown"), settled=(0, 0), failure_code="database_unavailable")
-        given_back = await self._move_surely(generation_id, failed)
+        given_back = await self._move_surely(unsent, failed)
         if given_back is None:
             # A server that was frozen, or a network that stalled, carries out later what it was sent before: once it
             # answers again, within the time that Postgres gives a statement. Missed here, it would stay held.
             await sleep(self._database.timeout_seconds)
-            given_back = await self._move_surely(generation_id, failed)
+            given_back = await self._move_surely(unsent, failed)
         return given_back
 
-    async def _move(self, generation_id: UUID, to: Move) -> Generation | None:
+    async def _move(self, of: Generation | Unsent, to: Move) -> Generation | None:
         try:
-            async with self._database.statement() as connection:
-                return await records.move(connection, generation_id, to)
+            return await records.move(self._database.seat(scopes_of(of.user_id, of.api_key_id)), of.id, to)
         except SQLAlchemyError as error:
             tell_unforeseen("move_failed", error, state=to.state)
             raise
 
-    async def _try_move(self, generation_id: UUID, to: Move) -> Generation | None:
+    async def _try_move(self, of: Generation | Unsent, to: Move) -> Generation | None:
         """Move if it can be done just now. None also when it can't."""
         try:
-            return await self._move(generation_id, to)
+            return await self._move(of, to)
         except _NOT_DONE:
             return None
 
-    async def _move_surely(self, generation_id: UUID, to: Move, *, known_only_here: bool = True) -> Generation | None:
+    async def _move_surely(
+        self, of: Generation | Unsent, to: Move, *, known_only_here: bool = True
+    ) -> Generation | None:
         """Move, however long the database is away: what is known here and nowhere else must not be dropped.
 
         Where the database fails by what nobody foresaw, up to an hour; and not twice for what anybody finds out again,
@@ -361,7 +369,7 @@ class Driver:
         unforeseen_until = time.monotonic() + (_UNFORESEEN_SECONDS_MAX if known_only_here else 0)
         for pause_seconds in pauses():
             try:
-                return await self._move(generation_id, to)
+                return await self._move(of, to)
             except DatabaseUnavailable:
                 log.warning("move_postponed", state=to.state)
             except SQLAlchemyError:

@@ -210,7 +210,7 @@ async def _move(database: Database, stores: Stores, image: Image, *, prefix: str
     if hashlib.sha256(body).digest() != image.sha256:
         raise StorageError(image.storage, f"{image.storage_key} does not hold the bytes that were stored; it stays")
     key = image.storage_key if image.storage_key.startswith(prefix) else prefix + image.storage_key
-    await home.put(key, body, content_type=image.content_type)
+    await home.put(key, body, content_type=image.content_type, sha256=image.sha256)
     # Before anything points there: a store that kept half of a broken upload has been seen.
     if (kept := await home.head(key)).bytes != image.size_bytes:
         raise StorageError(home.name, f"{key} has {kept.bytes} bytes instead of {image.size_bytes}; move it again")

@@ -2,11 +2,16 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+import re
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TypedDict
 
 from app.errors import InvalidValue, ModelNotFound, UnsupportedParameter
 from app.upstream.catalog import Catalog, Model
+
+# Postgres can't store NUL, and no picture wants a control character; a line break or a tab may well be meant.
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 @dataclass(frozen=True)
@@ -19,14 +24,14 @@ class Order:
     quality: str | None = None
     n: int = 1
 
-    @property
+    @cached_property
     def digest(self) -> bytes:
         """SHA-256 over what was asked: equal for equal orders, however their JSON was written.
 
         What was left out stays out, so that a repeat finds its generation also when the catalog has another default
         since, or when a later release knows more fields.
         """
-        asked = {name: value for name, value in asdict(self).items() if value is not None}
+        asked = {name: value for name, value in vars(self).items() if value is not None}
         return hashlib.sha256(json.dumps(asked, sort_keys=True, ensure_ascii=True).encode()).digest()
 
 
@@ -106,8 +111,7 @@ def _model(name: str, catalog: Catalog) -> Model:
 
 
 def _prompt(prompt: str, model: Model) -> str:
-    # Postgres can't store NUL, and no picture wants a control character; a line break or a tab may well be meant.
-    if any((ord(character) < 32 and character not in "\t\n\r") or character == "\x7f" for character in prompt):
+    if _CONTROL_CHARACTER.search(prompt):
         raise InvalidValue("`prompt` must not hold control characters.", parameter="prompt")
     if not prompt.strip():
         raise InvalidValue("`prompt` must not be empty.", parameter="prompt")

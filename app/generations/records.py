@@ -7,8 +7,8 @@
                               |--picture stored already--> completed
                            generated --source expired--> lost                       given back; `all` keeps the spend
 
-RESERVE and MOVE are one statement each, and one statement is one transaction. Every MOVE names the states it may leave:
-no row back means that someone else moved it first, and nothing is settled twice.
+RESERVE and MOVE are one statement each, which succeeds or fails whole, whether or not others share its commit. Every
+MOVE names the states it may leave: no row back means that someone else moved it first, and nothing is settled twice.
 """
 
 import json
@@ -18,13 +18,14 @@ from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import RowMapping, select, text
+from sqlalchemy import select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.accounts import budgets
 from app.accounts.budgets import Gauge
 from app.accounts.keys import Caller
+from app.database.direct import Row, Runs, array_of, prepare
 from app.database.tables import generations, images
 from app.generations import repeats
 from app.generations.order import Asked, PricedOrder
@@ -97,6 +98,7 @@ class Generation:
         return self.state in ENDED
 
 
+# A row of these is the beginning of a Generation.
 _COLUMNS = [name for name in Generation.__dataclass_fields__ if name != "images"]
 IMAGE_COLUMNS = list(Image.__dataclass_fields__)
 
@@ -128,14 +130,14 @@ class KeyNotLive:
     """The key was revoked, or its user disabled, since it was looked up; nothing was held."""
 
 
-_RESERVE = f"""
+_RESERVE = prepare(f"""
 WITH {budgets.MOMENT},
-known AS MATERIALIZED (
-    -- Before any limit: a replay on a spent quota is an answer, not a refusal.
-    SELECT id, order_digest = :order_digest AS same_order FROM generations
-    WHERE user_id = :user_id AND idempotency_key = CAST(:idempotency_key AS text)
-),
 {repeats.JOIN},
+known AS MATERIALIZED (
+    -- Before any limit: a replay on a spent quota is an answer, not a refusal. Not for a key that is not live.
+    SELECT id, order_digest = :order_digest AS same_order FROM generations
+    WHERE user_id = :user_id AND idempotency_key = CAST(:idempotency_key AS text) AND EXISTS (SELECT FROM live)
+),
 allowed AS MATERIALIZED (
     SELECT id FROM live WHERE NOT EXISTS (SELECT FROM known) AND NOT EXISTS (SELECT FROM joined)
 ),
@@ -154,11 +156,11 @@ SELECT (SELECT id FROM known) AS known_id, (SELECT same_order FROM known) AS sam
     (SELECT id FROM joined) AS joined_id, (SELECT repeats FROM joined) AS joined_repeats,
     (SELECT to_jsonb(r) FROM refusal r) AS refusal,
     COALESCE((SELECT jsonb_agg(to_jsonb(g)) FROM gauges g), '[]') AS gauges, {columns_of("i", _COLUMNS)}
-FROM (SELECT 1) one LEFT JOIN inserted i ON true"""  # noqa: S608
+FROM (SELECT 1) one LEFT JOIN inserted i ON true""")  # noqa: S608
 
 
 async def reserve(
-    connection: AsyncConnection,
+    connection: Runs,
     *,
     generation_id: UUID,
     caller: Caller,
@@ -172,13 +174,13 @@ async def reserve(
 ) -> Held | Known | Joined | OverLimit | KeyNotLive:
     """Look for what it repeats, re-check the key, check every limit of every scope, hold, and insert `pending`.
 
-    One statement on an autocommit connection; a second look where orders with one new key came at the same instant.
+    One statement; a second look where orders with one new key came at the same instant.
     """
     parameters = {
         **repeats.join_parameters(caller, order.digest, attempt, join_within_seconds),
         "id": generation_id,
         "user_id": caller.user_id,
-        "scopes": list(caller.scopes),
+        "scopes": array_of(caller.scopes),
         "asked": json.dumps(order.asked) if order.asked else None,
         "model": order.model.name,
         "size": order.size,
@@ -193,34 +195,38 @@ async def reserve(
         "now": now,
     }
     row = await _reserve_row(connection, parameters)
-    if row["known_id"] is not None:
-        return Known(row["known_id"], row["same_order"])
-    if row["joined_id"] is not None:
-        return Joined(row["joined_id"], row["joined_repeats"])
-    if row["refusal"] is not None:
+    known_id, same_order, joined_id, joined_repeats, refusal, gauges, *inserted = row
+    if known_id is not None:
+        return Known(known_id, same_order)
+    if joined_id is not None:
+        return Joined(joined_id, joined_repeats)
+    if refusal is not None:
         # The limit may have been spent by an order with this very key, which this statement began too early to see.
         if attempt.idempotency_key is not None and (
             known := await repeats.find_keyed(connection, caller, order.digest, attempt.idempotency_key)
         ):
             return known
-        return OverLimit(_gauge(row["refusal"], "used_before"))
-    if row["id"] is None:
+        return OverLimit(_gauge(refusal, "used_before"))
+    if inserted[0] is None:
         return KeyNotLive()
-    return Held(_generation(row), tuple(_gauge(gauge, "used_after") for gauge in row["gauges"]))
+    return Held(Generation(*inserted), tuple(_gauge(gauge, "used_after") for gauge in gauges))
 
 
-async def _reserve_row(connection: AsyncConnection, parameters: Mapping[str, Any]) -> RowMapping:
+async def _reserve_row(connection: Runs, parameters: Mapping[str, object]) -> Row:
     while True:
         try:
-            return (await connection.execute(text(_RESERVE), parameters)).mappings().one()
+            row = await connection.row(_RESERVE, parameters)
         except IntegrityError as error:
             # The unique index lets one of two orders with a new key in, and rolls the other back whole; asked again,
             # it finds the first. Not for ever: each time somebody else has gone on.
             if "uq_generations_user_id_idempotency_key" not in str(error.orig):
                 raise
+        else:
+            assert row is not None, "RESERVE always answers"
+            return row
 
 
-_MOVE = f"""
+_MOVE = prepare(f"""
 WITH {budgets.MOMENT},
 standing AS MATERIALIZED (
     SELECT g.* FROM generations g, moment m
@@ -263,7 +269,7 @@ pictures AS (
     FROM moved m CROSS JOIN jsonb_to_recordset(CAST(:images AS jsonb)) AS x(id text, position smallint, storage text,
         storage_key text, content_type text, extension text, width int, height int, size_bytes bigint, sha256 text)
 )
-SELECT {columns_of("m", _COLUMNS)} FROM moved m"""  # noqa: S608
+SELECT {columns_of("m", _COLUMNS)} FROM moved m""")  # noqa: S608
 
 
 @dataclass(frozen=True)
@@ -290,28 +296,25 @@ class Move:
     if_source_expired: bool = False
 
 
-async def move(
-    connection: AsyncConnection, generation_id: UUID, to: Move, *, now: datetime | None = None
-) -> Generation | None:
+async def move(connection: Runs, generation_id: UUID, to: Move, *, now: datetime | None = None) -> Generation | None:
     """Move a generation if it stands where it may leave from, and its budgets and images with it.
 
-    One statement on an autocommit connection. Returns it as it stands then; None when it stood elsewhere, and then
-    nothing has changed.
+    One statement. Returns it as it stands then; None when it stood elsewhere, and then nothing has changed.
     """
     settled_images, settled_micros = to.settled if to.settled is not None else (None, None)
     parameters = {
         # What has a statement's parameter of its own name goes as it is.
         **vars(to),
         "id": generation_id,
-        "leaving": list(to.leaving),
+        "leaving": array_of(to.leaving),
         "settled_images": settled_images,
         "settled_micros": settled_micros,
-        "source_urls": list(to.source_urls) if to.source_urls is not None else None,
+        "source_urls": array_of(to.source_urls) if to.source_urls is not None else None,
         "images": json.dumps([_image_json(picture) for picture in to.pictures]),
         "now": now,
     }
-    row = (await connection.execute(text(_MOVE), parameters)).mappings().one_or_none()
-    return _generation(row, tuple(to.pictures)) if row is not None else None
+    row = await connection.row(_MOVE, parameters)
+    return Generation(*(*row, tuple(to.pictures))) if row is not None else None
 
 
 _CLAIM = f"""
@@ -329,7 +332,7 @@ async def claim(
     """Take over up to `batch_max` generations whose lease has run out, oldest first, all but the first `skipped`."""
     asked = {"lease_seconds": lease_seconds, "batch_max": batch_max, "skipped": skipped, "now": now}
     rows = await connection.execute(text(_CLAIM), asked)
-    return [_generation(row) for row in rows.mappings()]
+    return [Generation(*row) for row in rows]
 
 
 async def find(connection: AsyncConnection, generation_id: UUID, *, user_id: UUID | None = None) -> Generation | None:
@@ -337,10 +340,10 @@ async def find(connection: AsyncConnection, generation_id: UUID, *, user_id: UUI
     query = select(*(generations.c[name] for name in _COLUMNS)).where(generations.c.id == generation_id)
     if user_id is not None:
         query = query.where(generations.c.user_id == user_id)
-    row = (await connection.execute(query)).mappings().one_or_none()
+    row = (await connection.execute(query)).one_or_none()
     if row is None:
         return None
-    return (await _with_images(connection, [_generation(row)]))[0]
+    return (await _with_images(connection, [Generation(*row)]))[0]
 
 
 async def page(
@@ -363,7 +366,7 @@ async def page(
     if not with_deleted:
         query = query.where(generations.c.deleted_at.is_(None))
     rows = await connection.execute(query)
-    return await _with_images(connection, [_generation(row) for row in rows.mappings()])
+    return await _with_images(connection, [Generation(*row) for row in rows])
 
 
 async def _with_images(connection: AsyncConnection, found: Sequence[Generation]) -> list[Generation]:
@@ -384,10 +387,6 @@ async def _with_images(connection: AsyncConnection, found: Sequence[Generation])
 
 def _replace_images(generation: Generation, pictures: tuple[Image, ...]) -> Generation:
     return Generation(**{**generation.__dict__, "images": pictures})
-
-
-def _generation(row: Mapping[Any, Any], pictures: tuple[Image, ...] = ()) -> Generation:
-    return Generation(**{name: row[name] for name in _COLUMNS}, images=pictures)
 
 
 def _gauge(gauge: Mapping[str, Any], used: str) -> Gauge:

@@ -1,54 +1,24 @@
 """How does a picture come from where upstream put it, or from its answer, to where it stays?"""
 
 import asyncio
-import hashlib
-import io
 import secrets
-import struct
 import time
-import warnings
-import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import structlog
-from PIL import Image as Pillow
-from PIL import UnidentifiedImageError
 
 from app import telemetry
+from app.generations.picture import EXTENSIONS, NotAPicture, Picture, inspect
 from app.generations.records import Generation, Image
 from app.generations.stores import Stores
-from app.storage.base import CannotTell, ObjectMissing, StorageError
+from app.storage.base import Body, CannotTell, ObjectMissing, Storage, StorageError
 from app.upstream.download import Downloader, DownloadError
+from app.upstream.room import Hold, Room
 
 log = structlog.get_logger(__name__)
-
-# What upstream may send, by Pillow's name. SVG and HTML can run scripts in a browser; GIF and TIFF nobody asked for.
-_KINDS = {"PNG": ("image/png", "png"), "JPEG": ("image/jpeg", "jpg"), "WEBP": ("image/webp", "webp")}
-EXTENSIONS = tuple(extension for _, extension in _KINDS.values())
-
-_CHECK_THREADS = 2
-
-
-class NotAPicture(Exception):
-    """These bytes are no whole PNG, JPEG or WebP of an allowed size; the text says what is wrong."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """Bytes that were found to be a whole picture of a known kind and size."""
-
-    body: bytes = field(repr=False)
-    content_type: str
-    extension: str
-    width: int
-    height: int
-
-    @property
-    def sha256(self) -> bytes:
-        return hashlib.sha256(self.body).digest()
 
 
 class RehostFailed(Exception):
@@ -60,28 +30,6 @@ class RehostFailed(Exception):
         super().__init__(f"{what}: {detail}")
 
 
-def inspect(body: bytes, *, pixels_max: int) -> Picture:
-    """Return what picture these bytes are. Raises NotAPicture; never decodes more pixels than `pixels_max`."""
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns of large pictures before our own cap can speak; the cap is what counts.
-            warnings.simplefilter("ignore", Pillow.DecompressionBombWarning)
-            opened = Pillow.open(io.BytesIO(body), formats=list(_KINDS))
-        width, height = opened.size
-        if width * height > pixels_max:
-            raise NotAPicture(f"{width}x{height} is more than {pixels_max} pixels")
-        kind = opened.format
-        assert kind is not None
-        # verify() reads a PNG's checksums without decoding it; for the others it does nothing, so they are decoded.
-        opened.verify() if kind == "PNG" else opened.load()
-    except (UnidentifiedImageError, Pillow.DecompressionBombError, OSError, SyntaxError, ValueError, EOFError) as error:
-        raise NotAPicture(f"not a whole PNG, JPEG or WebP ({type(error).__name__})") from error
-    except (struct.error, zlib.error, IndexError, OverflowError) as error:
-        raise NotAPicture(f"a broken picture ({type(error).__name__})") from error
-    content_type, extension = _KINDS[kind]
-    return Picture(body, content_type, extension, width, height)
-
-
 class Rehost:
     """Fetches, checks and stores pictures, a bounded number at a time. Opened once, closed at the end."""
 
@@ -90,16 +38,21 @@ class Rehost:
         *,
         downloader: Downloader,
         stores: Stores,
+        room: Room,
         pixels_max: int,
         in_flight_max: int,
+        threads_max: int,
     ) -> None:
+        """`room` bounds the bytes in memory; `in_flight_max` is how many pictures are fetched or looked for at once,
+        `threads_max` how many are checked.
+        """
         self._downloader = downloader
         self._stores = stores
         self._pixels_max = pixels_max
-        # Each holds a picture in memory, up to the size cap: this bounds the bytes, whatever is in flight.
+        self._room = room
         self._places = asyncio.Semaphore(in_flight_max)
         # Decoding is CPU; beside the loop it would stall every other caller.
-        self._threads = ThreadPoolExecutor(_CHECK_THREADS, thread_name_prefix="picture")
+        self._threads = ThreadPoolExecutor(threads_max, thread_name_prefix="picture")
 
     async def keep(
         self, generation: Generation, sources: Sequence[str | bytes], kept: dict[int, Image]
@@ -125,26 +78,38 @@ class Rehost:
         telemetry.rehost_seconds.observe(time.monotonic() - started)
         return in_order(kept)
 
+    def hold(self) -> Hold:
+        """Return what room for an answer's pictures is taken with, until they are kept."""
+        return self._room.hold()
+
     async def _keep(self, generation: Generation, position: int, source: str | bytes) -> Image:
+        if isinstance(source, bytes):
+            # It has its room. Waiting for a place, it could keep that from who has a place and waits for room.
+            return await self._store(generation, position, source, final=True)
         async with self._places:
-            body = source if isinstance(source, bytes) else await self._fetch(source)
-            picture = await self._inspect(body, final=isinstance(source, bytes))
-            log.debug("picture_fetched", position=position, bytes=len(picture.body))
-            key = f"{generation.storage_stem}-{position}.{picture.extension}"
-            try:
-                storage = await self._stores.put(key, picture.body, content_type=picture.content_type)
-            except StorageError as error:
-                raise RehostFailed("storage", str(error)) from error
-            log.debug("picture_stored", position=position, storage=storage)
+            with self._room.hold() as held:
+                return await self._store(generation, position, await self._fetch(source, held), final=False)
+
+    async def _store(self, generation: Generation, position: int, body: Body, *, final: bool) -> Image:
+        picture = await self._inspect(body, final=final)
+        log.debug("picture_fetched", position=position, bytes=len(picture.body))
+        key = f"{generation.storage_stem}-{position}.{picture.extension}"
+        try:
+            storage = await self._stores.put(
+                key, picture.body, content_type=picture.content_type, sha256=picture.sha256
+            )
+        except StorageError as error:
+            raise RehostFailed("storage", str(error)) from error
+        log.debug("picture_stored", position=position, storage=storage)
         return _image(picture, position, storage, key)
 
-    async def _fetch(self, url: str) -> bytes:
+    async def _fetch(self, url: str, held: Hold) -> bytearray:
         try:
-            return await self._downloader.fetch(url)
+            return await self._downloader.fetch(url, held)
         except DownloadError as error:
             raise RehostFailed("download", str(error), final=not error.retryable) from error
 
-    async def _inspect(self, body: bytes, *, final: bool = False) -> Picture:
+    async def _inspect(self, body: Body, *, final: bool = False) -> Picture:
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._threads, lambda: inspect(body, pixels_max=self._pixels_max))
@@ -187,8 +152,8 @@ class Rehost:
                 key = f"{generation.storage_stem}-{position}.{extension}"
                 try:
                     async with self._places:
-                        chunks = [chunk async for chunk in await storage.read(key)]
-                        picture = await self._inspect(b"".join(chunks))
+                        with self._room.hold() as held:
+                            picture = await self._inspect(await _read(storage, key, held))
                 except (ObjectMissing, CannotTell):
                     continue
                 except StorageError as error:
@@ -211,9 +176,19 @@ class Rehost:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
+async def _read(storage: Storage, key: str, held: Hold) -> bytes:
+    stream = await storage.read(key)
+    try:
+        await held.take(stream.bytes_total)
+        return b"".join([chunk async for chunk in stream])
+    finally:
+        await stream.aclose()
+
+
 def in_order(kept: Mapping[int, Image]) -> tuple[Image, ...]:
     """Return pictures in their order, numbered anew: of those that came, none is missing in between."""
-    return tuple(replace(kept[position], position=number) for number, position in enumerate(sorted(kept)))
+    images = enumerate(kept[position] for position in sorted(kept))
+    return tuple(image if image.position == number else replace(image, position=number) for number, image in images)
 
 
 def new_image_id() -> str:

@@ -9,13 +9,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import select, text
-from sqlalchemy.ext.asyncio import AsyncConnection
-
 from app.accounts import budgets
 from app.accounts.budgets import Gauge
 from app.accounts.keys import Caller
-from app.database.tables import generations
+from app.database.direct import Runs, prepare
 
 # The Vercel AI SDK sends an order twice more, without a mark, also after a 502 or 504 that forbids it (tried with ai
 # 7.0.173). Whoever orders a third time is a person who wants another image.
@@ -24,10 +21,16 @@ _PAID_IN_VAIN_REPEATS_MAX = 2
 # Among how many of the newest equal orders a chain of retries looks for the one that it began with.
 _CHAINS_MAX = 16
 
+# Whoever asks in the name of a key may have looked it up seconds ago.
+_LIVE = """
+    SELECT k.id FROM api_keys k JOIN users u ON u.id = k.user_id
+    WHERE k.id = :api_key_id AND k.revoked_at IS NULL AND u.disabled_at IS NULL"""
+
 # Short look-ups instead of joins: an index then gives the rows in order and within the time, whatever Postgres makes
 # of how often the same was ordered. As joins, 150,000 orders for the same were read and sorted for each retry.
 _JOINABLE = """
-    EXISTS (SELECT FROM live) AND CAST(:idempotency_key AS text) IS NULL AND :join_within_seconds > 0
+    EXISTS (SELECT FROM live) AND CAST(:idempotency_key AS text) IS NULL
+    AND CAST(:join_within_seconds AS double precision) > 0
     AND g.api_key_id = :api_key_id AND g.order_digest = :order_digest AND g.idempotency_key IS NULL
     -- What surely cost nothing is not joined: a retry of it really retries.
     AND g.state <> 'failed' AND g.deleted_at IS NULL
@@ -40,12 +43,9 @@ _JOINABLE = """
 # key may order) and `joined` (the generation that this order repeats; no row if it is a new one).
 #
 # FOR UPDATE waits for a repeat that joins at the same instant and then looks again: it finds its generation taken, and
-# goes on to the next. Generations are locked before budgets, as in MOVE.
+# goes on to the next. Generations are locked before budgets, as in MOVE; a batch has its budgets before both.
 JOIN = f"""
-live AS MATERIALIZED (
-    SELECT k.id FROM api_keys k JOIN users u ON u.id = k.user_id
-    WHERE k.id = :api_key_id AND k.revoked_at IS NULL AND u.disabled_at IS NULL
-),
+live AS MATERIALIZED ({_LIVE}),
 unanswered AS MATERIALIZED (
     SELECT g.id FROM generations g WHERE {_JOINABLE}
         AND (g.left_at IS NOT NULL OR (g.state IN ('unknown', 'lost') AND g.repeats < {_PAID_IN_VAIN_REPEATS_MAX}))
@@ -127,22 +127,23 @@ def join_parameters(
     }
 
 
-async def find_keyed(
-    connection: AsyncConnection, caller: Caller, order_digest: bytes, idempotency_key: str
-) -> Known | None:
-    """Return the generation that a user's Idempotency-Key names; None when the key is free."""
-    query = select(generations.c.id, generations.c.order_digest).where(
-        generations.c.user_id == caller.user_id, generations.c.idempotency_key == idempotency_key
-    )
-    row = (await connection.execute(query)).one_or_none()
-    return Known(row.id, row.order_digest == order_digest) if row else None
+_FIND_KEYED = prepare(f"""
+SELECT id, order_digest FROM generations
+WHERE user_id = :user_id AND idempotency_key = :idempotency_key AND EXISTS ({_LIVE})""")  # noqa: S608
 
 
-_JOIN_ALONE = f"WITH {budgets.MOMENT}, {JOIN} SELECT id, repeats FROM joined"  # noqa: S608
+async def find_keyed(connection: Runs, caller: Caller, order_digest: bytes, idempotency_key: str) -> Known | None:
+    """Return the generation that a user's Idempotency-Key names; None when it is free, or the API key is not live."""
+    asked = {"user_id": caller.user_id, "api_key_id": caller.api_key_id, "idempotency_key": idempotency_key}
+    row = await connection.row(_FIND_KEYED, asked)
+    return Known(row[0], row[1] == order_digest) if row else None
+
+
+_JOIN_ALONE = prepare(f"WITH {budgets.MOMENT}, {JOIN} SELECT id, repeats FROM joined")  # noqa: S608
 
 
 async def join(
-    connection: AsyncConnection,
+    connection: Runs,
     caller: Caller,
     order_digest: bytes,
     attempt: Attempt,
@@ -152,22 +153,22 @@ async def join(
 ) -> Joined | None:
     """Join the earlier generation that this order repeats, as RESERVE does, where no new order is taken.
 
-    One statement on an autocommit connection. None when it is a new order, and then nothing has changed.
+    One statement. None when it is a new order, and then nothing has changed.
     """
     parameters = join_parameters(caller, order_digest, attempt, join_within_seconds) | {"now": now}
-    row = (await connection.execute(text(_JOIN_ALONE), parameters)).one_or_none()
-    return Joined(row.id, row.repeats) if row else None
+    row = await connection.row(_JOIN_ALONE, parameters)
+    return Joined(*row) if row else None
 
 
-_LEAVE = f"""
+_LEAVE = prepare(f"""
 WITH {budgets.MOMENT}
 UPDATE generations g SET left_at = m.ts FROM moment m
-WHERE g.id = :id AND g.repeats = :repeats AND g.idempotency_key IS NULL"""  # noqa: S608
+WHERE g.id = :id AND g.repeats = :repeats AND g.idempotency_key IS NULL""")  # noqa: S608
 
 
-async def leave(connection: AsyncConnection, generation_id: UUID, *, repeats: int, now: datetime | None = None) -> None:
+async def leave(connection: Runs, generation_id: UUID, *, repeats: int, now: datetime | None = None) -> None:
     """Write down that the client of a generation's `repeats`-th repeat (0: of the order itself) has no answer.
 
     The next repeat joins it then. Nothing changes when one has joined since: that one waits for the answer now.
     """
-    await connection.execute(text(_LEAVE), {"id": generation_id, "repeats": repeats, "now": now})
+    await connection.row(_LEAVE, {"id": generation_id, "repeats": repeats, "now": now})

@@ -7,6 +7,7 @@ runner's own, and a handler only waits for it. A client that leaves changes noth
 import asyncio
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -17,10 +18,9 @@ import structlog
 from uuid_utils.compat import uuid7
 
 from app import telemetry
-from app.accounts.keys import Caller
+from app.accounts.keys import Caller, why_not_live
 from app.database.pool import Database
 from app.errors import (
-    ApiKeyInvalid,
     AppError,
     DatabaseUnavailable,
     IdempotencyKeyReused,
@@ -30,7 +30,7 @@ from app.errors import (
 )
 from app.generations import records, repeats
 from app.generations.departures import Departures
-from app.generations.driver import Driver
+from app.generations.driver import Driver, Unsent
 from app.generations.order import Order, PricedOrder, check
 from app.generations.records import Generation, Held, KeyNotLive, OverLimit
 from app.generations.refusals import not_sent, over_limit, overloaded
@@ -86,6 +86,8 @@ class Runner:
         # By user too: a waiter must not learn from the time it takes that somebody else's generation exists.
         self._running: dict[tuple[UUID, UUID], asyncio.Task[Any]] = {}
         self._owned: set[asyncio.Task[Any]] = set()
+        # How many orders of this process are equal, and not at their end.
+        self._marks: Counter[Mark] = Counter()
         self._departures = Departures(database, join_within_seconds=join_within_seconds)
         self._draining = False
 
@@ -93,10 +95,13 @@ class Runner:
         """Hold the price and start a generation, or find the one that this order repeats.
 
         Returns once the price is held. Raises what order.check does, BudgetSpent, RateLimitExceeded, TooManyInFlight,
-        ApiKeyInvalid, IdempotencyKeyReused, Overloaded, StorageUnavailable or DatabaseUnavailable, or, while the
-        breaker is open, UpstreamUnreachable, UpstreamAuthFailed or UpstreamBalanceExhausted; then nothing is held.
+        ApiKeyInvalid, UserDisabled, IdempotencyKeyReused, Overloaded, StorageUnavailable or DatabaseUnavailable, or,
+        while the breaker is open, UpstreamUnreachable, UpstreamAuthFailed or UpstreamBalanceExhausted; then nothing is
+        held.
         """
-        await self._departures.heard(_mark(caller, order))
+        mark = _mark(caller, order)
+        if attempt.idempotency_key is None and self._join_within_seconds > 0:
+            await self._departures.heard(mark, equal_runs=self._marks[mark] > 0)
         try:
             priced = check(order, self._catalog)
             if (refusal := await self._refuse_unasked(priced.n)) is not None:
@@ -113,7 +118,8 @@ class Runner:
         placed: asyncio.Future[Placed] = asyncio.get_running_loop().create_future()
         # The handler may be gone when this is set; asyncio would then complain of an error that nobody fetched.
         placed.add_done_callback(lambda done: done.cancelled() or done.exception())
-        self._own(self._reserve_and_drive(placed, admitted, caller, priced, attempt))
+        self._marks[mark] += 1
+        self._own(self._reserve_and_drive(placed, mark, admitted, caller, priced, attempt))
         return await asyncio.shield(placed)
 
     @contextmanager
@@ -236,7 +242,7 @@ class Runner:
         if key is None and attempt.retry_count == 0:
             return None
         mark = _mark(caller, order)
-        async with self._database.statement() as connection:
+        async with self._database.direct() as connection:
             if key is not None:
                 known = await repeats.find_keyed(connection, caller, order.digest, key)
                 return _repeat(known, mark) if known else None
@@ -248,6 +254,7 @@ class Runner:
     async def _reserve_and_drive(
         self,
         placed: asyncio.Future[Placed],
+        mark: Mark,
         admitted: object | None,
         caller: Caller,
         order: PricedOrder,
@@ -255,18 +262,20 @@ class Runner:
     ) -> Generation | None:
         try:
             started = time.monotonic()
-            held = await self._reserve_for(placed, caller, order, attempt)
+            held = await self._reserve_for(placed, mark, caller, order, attempt)
             return await self._drive(held, started) if held else None
         finally:
             self._breaker.give_back(admitted)
             self._slots_free += 1
             self._pictures_in_flight -= order.n
+            self._marks[mark] -= 1
+            if not self._marks[mark]:
+                del self._marks[mark]
 
     async def _reserve_for(
-        self, placed: asyncio.Future[Placed], caller: Caller, order: PricedOrder, attempt: Attempt
+        self, placed: asyncio.Future[Placed], mark: Mark, caller: Caller, order: PricedOrder, attempt: Attempt
     ) -> Generation | None:
         """RESERVE, and tell `placed` how it went. Returns what is to be driven; None when nothing is."""
-        mark = _mark(caller, order)
         try:
             answer = await self._reserve(caller, order, attempt)
             if isinstance(answer, Held):
@@ -280,7 +289,7 @@ class Runner:
             if isinstance(answer, Known | Joined):
                 placed.set_result(_repeat(answer, mark))
                 return None
-            raise over_limit(answer) if isinstance(answer, OverLimit) else ApiKeyInvalid
+            raise over_limit(answer) if isinstance(answer, OverLimit) else await self._not_live(caller)
         except AppError as error:
             telemetry.refusals_total.labels(error.code, error.details.get("limit", "")).inc()
             placed.set_exception(error)
@@ -294,23 +303,26 @@ class Runner:
     ) -> Held | Known | Joined | OverLimit | KeyNotLive:
         generation_id = uuid7()
         try:
-            async with self._database.statement() as connection:
-                return await records.reserve(
-                    connection,
-                    generation_id=generation_id,
-                    caller=caller,
-                    order=order,
-                    sandbox=self._sandbox,
-                    storage_stem=f"{self._storage_prefix}{datetime.now(UTC):%Y/%m/%d}/{secrets.token_hex(16)}",
-                    lease_seconds=self._pending_lease_seconds,
-                    attempt=attempt,
-                    join_within_seconds=self._join_within_seconds,
-                )
+            return await records.reserve(
+                self._database.seat(caller.scopes),
+                generation_id=generation_id,
+                caller=caller,
+                order=order,
+                sandbox=self._sandbox,
+                storage_stem=f"{self._storage_prefix}{datetime.now(UTC):%Y/%m/%d}/{secrets.token_hex(16)}",
+                lease_seconds=self._pending_lease_seconds,
+                attempt=attempt,
+                join_within_seconds=self._join_within_seconds,
+            )
         except DatabaseUnavailable as error:
             # Only then can something be held. For every refusal, thousands of these would queue for the database.
             if error.in_doubt:
-                self._own(self._driver.give_back_unsent(generation_id))
+                self._own(self._driver.give_back_unsent(Unsent(generation_id, caller.user_id, caller.api_key_id)))
             raise
+
+    async def _not_live(self, caller: Caller) -> AppError:
+        async with self._database.direct() as connection:
+            return await why_not_live(connection, caller)
 
     async def _drive(self, generation: Generation, started: float) -> Generation:
         telemetry.generations_in_flight.inc()
@@ -342,7 +354,7 @@ def _result(task: asyncio.Task[Any]) -> Generation:
     return generation
 
 
-def _mark(caller: Caller, order: Order | PricedOrder) -> Mark:
+def _mark(caller: Caller, order: Order) -> Mark:
     return caller.api_key_id, order.digest
 
 

@@ -20,6 +20,7 @@ from app.database.tables import spool
 from app.errors import DatabaseUnavailable
 from app.storage.base import (
     CHUNK_BYTES,
+    Body,
     ListedObject,
     ObjectMissing,
     StorageUnavailable,
@@ -61,7 +62,7 @@ class Spool:
         """`spool`: there is one per database."""
         return SPOOL
 
-    async def put(self, key: str, body: bytes, *, content_type: str) -> None:
+    async def put(self, key: str, body: Body, *, content_type: str, sha256: bytes | None = None) -> None:
         """As Storage.put: one statement, one transaction."""
         require_key(key)
         row = {"storage_key": key, "body": body, "content_type": content_type, "size_bytes": len(body)}

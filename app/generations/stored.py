@@ -17,8 +17,8 @@ from sqlalchemy import Select, bindparam, collate, select, text
 from app.database.pool import Database
 from app.database.tables import images
 from app.generations.findings import Checked, Finding, Untold, Violation
+from app.generations.picture import EXTENSIONS
 from app.generations.records import RUNNING
-from app.generations.rehost import EXTENSIONS
 from app.generations.spool import SPOOL
 from app.storage.base import CannotTell, ListedObject, ObjectMissing, Storage
 

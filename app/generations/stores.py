@@ -14,7 +14,8 @@ from app import telemetry
 from app.errors import AppError, DatabaseUnavailable, Overloaded
 from app.errors import StorageUnavailable as NothingTaken
 from app.generations.spool import Spool, SpoolUse
-from app.storage.base import Storage, StorageError, StorageMisconfigured, StorageUnavailable
+from app.storage.base import Body, Storage, StorageError, StorageMisconfigured, StorageUnavailable
+from app.storage.deferred import DeferredStorage
 
 log = structlog.get_logger(__name__)
 
@@ -66,26 +67,28 @@ class Stores:
         """Return the storages by name, without home while it is failing."""
         return {name: storage for name, storage in self.by_name.items() if storage is not self.home or not self.failing}
 
-    async def put(self, key: str, body: bytes, *, content_type: str) -> str:
+    async def put(self, key: str, body: Body, *, content_type: str, sha256: bytes | None = None) -> str:
         """Keep a picture, and return the name of the storage that took it. Raises StorageError when none does."""
         if self._spool_bytes_max == 0:
-            return await self._put_home(key, body, content_type, patience_seconds=None)
+            return await self._put_home(key, body, content_type, sha256, patience_seconds=None)
         if not self.failing:
             with suppress(StorageError):
-                return await self._put_home(key, body, content_type, patience_seconds=self._patience_seconds)
+                return await self._put_home(key, body, content_type, sha256, patience_seconds=self._patience_seconds)
         try:
             await self.spool.put(key, body, content_type=content_type)
         except StorageError as error:
             log.warning("picture_not_spooled", detail=str(error))
-            return await self._put_home(key, body, content_type, patience_seconds=None)
+            return await self._put_home(key, body, content_type, sha256, patience_seconds=None)
         self._use = SpoolUse(self._use.images + 1, self._use.bytes + len(body))
         telemetry.spooled_total.inc()
         return self.spool.name
 
-    async def _put_home(self, key: str, body: bytes, content_type: str, *, patience_seconds: float | None) -> str:
+    async def _put_home(
+        self, key: str, body: Body, content_type: str, sha256: bytes | None, *, patience_seconds: float | None
+    ) -> str:
         try:
             async with asyncio.timeout(patience_seconds):
-                await self.home.put(key, body, content_type=content_type)
+                await self.home.put(key, body, content_type=content_type, sha256=sha256)
         except TimeoutError as error:
             slow = StorageUnavailable(self.home.name, f"a picture was not stored within {patience_seconds:g} s")
             self._note(slow)
@@ -115,6 +118,15 @@ class Stores:
         self._note(error)
         return error is None
 
+    async def _open(self, home: DeferredStorage) -> None:
+        try:
+            async with asyncio.timeout(_QUESTION_SECONDS_MAX):
+                await home.open()
+        except TimeoutError:
+            self._note(StorageUnavailable(home.name, f"not open within {_QUESTION_SECONDS_MAX} s"))
+        except StorageError as error:
+            self._note(error)
+
     def _note(self, failure: StorageError | None) -> None:
         if failure is None:
             self._proved = True
@@ -127,8 +139,11 @@ class Stores:
     async def pictures_max(self) -> int | None:
         """Return how many pictures may be in flight, so that all of them fit into the spool; None for any number.
 
-        Reads the spool only while it is in use. Raises DatabaseUnavailable.
+        Reads the spool only while it is in use. The first one waits until home is open, or can't be opened: nothing is
+        paid for before that is known. Raises DatabaseUnavailable.
         """
+        if isinstance(self.home, DeferredStorage) and not self.home.is_open and not self.failing:
+            await self._open(self.home)
         if self._spool_bytes_max == 0:
             return 0 if self.failing else None
         if self.failing or self._use.images:

@@ -18,7 +18,7 @@ _OPERATORS: tuple[RefusalCode, ...] = ("upstream_auth_failed", "upstream_balance
 def tell_answer(generation: Generation, outcome: Outcome, seconds: float) -> None:
     """Tell what upstream answered, and after how many seconds."""
     name = type(outcome).__name__.lower()
-    telemetry.upstream_seconds.labels(generation.model, name).observe(seconds)
+    telemetry.child(telemetry.upstream_seconds, generation.model, name).observe(seconds)
     told: dict[str, Any] = {} if isinstance(outcome, Generated) else {"detail": outcome.detail}
     is_operators = isinstance(outcome, Refused) and outcome.code in _OPERATORS
     getattr(log, "warning" if is_operators or isinstance(outcome, Unknown) else "info")(
@@ -45,7 +45,9 @@ def tell_vanished(generation: Generation) -> Generation:
 
 def tell_move(generation: Generation) -> None:
     """Tell of a generation that has just moved, as it stands now."""
-    telemetry.generations_total.labels(generation.model, generation.state, generation.failure_code or "").inc()
+    telemetry.child(
+        telemetry.generations_total, generation.model, generation.state, generation.failure_code or ""
+    ).inc()
     told: dict[str, Any] = {"state": generation.state, "failure_code": generation.failure_code}
     if generation.state in ("unknown", "lost"):
         # Money that may be, or is, gone without an image: a person should know of each.
@@ -59,7 +61,7 @@ def tell_move(generation: Generation) -> None:
     else:
         log.info("generation_moved", **told)
     if generation.state == "completed":
-        telemetry.settled_micros_total.labels(generation.model).inc(generation.settled_micros or 0)
+        telemetry.child(telemetry.settled_micros_total, generation.model).inc(generation.settled_micros or 0)
 
 
 def tell_unforeseen(event: str, error: SQLAlchemyError, **told: Any) -> None:

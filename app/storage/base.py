@@ -27,6 +27,10 @@ _KEY_PART_BYTES_MAX = 200  # A folder's file names end at 255 bytes, and the nam
 _KEY_PART = re.compile(r"[A-Za-z0-9_=-][A-Za-z0-9._=-]*")
 
 
+# A picture's bytes. A bytearray is as it came from the socket: a copy of a large one takes as long as its checks.
+Body = bytes | bytearray
+
+
 class StorageError(Exception):
     """What went wrong with a storage, in a sentence for the operator that holds no secret; `.storage` is its name."""
 
@@ -172,10 +176,11 @@ class Storage(Protocol):
     def name(self) -> str:
         """What an image remembers of where it lives: `folder`, `s3:<bucket>` or `spool`."""
 
-    async def put(self, key: str, body: bytes, *, content_type: str) -> None:
+    async def put(self, key: str, body: Body, *, content_type: str, sha256: bytes | None = None) -> None:
         """Keep `body` under `key`, whole or not at all. When it returns, the bytes survive a crash.
 
         The same bytes under the same key may be put any number of times: that is how a lost answer is made good.
+        `sha256` is the body's; who knows it already spares a storage that needs it the time.
         """
 
     async def head(self, key: str) -> StoredObject:
@@ -205,7 +210,10 @@ class Storage(Protocol):
         """
 
     async def close(self) -> None:
-        """Wait for the calls under way, then let go of threads and connections. Nothing may be called afterwards."""
+        """Wait for the calls under way, then let go of threads and connections. As often as you like.
+
+        Nothing else may be called afterwards.
+        """
 
 
 def require_key(key: str) -> None:

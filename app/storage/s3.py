@@ -10,24 +10,11 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
-import boto3
-from botocore.config import Config
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    CredentialRetrievalError,
-    HTTPClientError,
-    IncompleteReadError,
-    MetadataRetrievalError,
-    NoCredentialsError,
-    PartialCredentialsError,
-    SSLError,
-)
-from botocore.exceptions import ConnectionError as EndpointError
-from urllib3.exceptions import HTTPError
+from botocore.exceptions import ClientError
 
 from app.storage.base import (
     LISTED_MAX,
+    Body,
     CannotTell,
     ListedObject,
     ObjectMissing,
@@ -41,10 +28,12 @@ from app.storage.base import (
     require_key,
     require_range,
 )
-from app.storage.s3_faults import fault_of_answer
+from app.storage.s3_client import open_client
+from app.storage.s3_direct import DirectPuts, NotPut, Put
+from app.storage.s3_faults import ERRORS, fault_of_error, status_of, unavailable, without_credentials
 
 if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client
+    from botocore.awsrequest import AWSRequest
     from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef, ListObjectsV2OutputTypeDef
 
 # For a public bucket or a CDN in front of it; a day is also how long a deleted picture may still be seen there.
@@ -53,19 +42,6 @@ _CACHE_CONTROL = "public, max-age=86400"
 _CHECK_NAME = "imagekeep-check.txt"
 _CHECK_ABSENT_NAME = "imagekeep-check-absent.txt"
 _CHECK_BODY = b"Written by imagekeep to see whether it may. It comes back when deleted.\n"
-
-# A try and one more: callers have a loop of their own, and meanwhile a dead store holds a thread.
-_TRIES_MAX = 2
-
-_PASSING_ERRORS = (
-    EndpointError,  # Not the builtin: botocore's own, for whatever prevents a connection.
-    HTTPClientError,
-    IncompleteReadError,
-    CredentialRetrievalError,  # The place that lends credentials is out of reach; what they may do is not in question.
-    MetadataRetrievalError,
-    HTTPError,  # What botocore lets through of its transport while a body is read.
-    OSError,
-)
 
 
 class S3Storage:
@@ -97,55 +73,53 @@ class S3Storage:
         require_key(self._check_key)
         # All three permissions have been seen to work, and no put has failed since.
         self._permissions_proved = False
-        config = Config(
-            signature_version="s3v4",
-            # The defaults break R2, B2 and OVH, and hash every body a second time.
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-            retries={"mode": "standard", "total_max_attempts": _TRIES_MAX},
-            connect_timeout=connect_timeout_seconds,
-            read_timeout=read_timeout_seconds,
-            max_pool_connections=threads_max,
-            tcp_keepalive=True,
-            s3={
-                # Not "auto": with an endpoint of one's own that means path style always, which some stores refuse.
-                "addressing_style": "path" if path_style else "virtual",
-                # Over https TLS and Content-MD5 keep the body whole; over plain http the signature has to cover it.
-                "payload_signing_enabled": endpoint_url is not None and not endpoint_url.startswith("https://"),
-            },
-        )
         if (access_key_id is None) != (secret_access_key is None):
-            raise self._without_credentials()
+            raise without_credentials(self.name)
         with self._translated("", reading=False):
-            session = boto3.session.Session(
-                aws_access_key_id=access_key_id, aws_secret_access_key=secret_access_key, region_name=region
-            )
             try:
-                self._client: S3Client = session.client("s3", endpoint_url=endpoint_url, config=config)
+                opened = open_client(
+                    endpoint_url=endpoint_url,
+                    region=region,
+                    path_style=path_style,
+                    access_key_id=access_key_id,
+                    secret_access_key=secret_access_key,
+                    connections_max=threads_max,
+                    connect_timeout_seconds=connect_timeout_seconds,
+                    read_timeout_seconds=read_timeout_seconds,
+                )
             except ValueError:
                 raise StorageMisconfigured(
                     self.name, "S3_ENDPOINT_URL is no URL: it begins with https:// or http:// and names a host"
                 ) from None
-        # Redirected, botocore asks HEAD of the bucket for its region; where that is redirected too (from plain http to
-        # https, say) it asks again, a thousand times over. S3 names the region in the redirect itself.
-        self._client.meta.events.register("before-call.s3.HeadBucket", _region_unknown)
+        self._client = opened.s3
+        self._direct = DirectPuts(
+            opened.credentials,
+            ca_bundle=opened.ca_bundle,
+            connect_timeout_seconds=connect_timeout_seconds,
+            read_timeout_seconds=read_timeout_seconds,
+        )
+        self._client.meta.events.register("before-sign.s3.PutObject", self._see)
         self._threads = ThreadPoolExecutor(threads_max, thread_name_prefix="storage-s3")
+        # What goes by the loop is as many at a time as what goes by threads.
+        self._places_max = threads_max
+        self._places = asyncio.Semaphore(threads_max)
 
     @property
     def name(self) -> str:
         """`s3:<bucket>`."""
         return f"s3:{self._bucket}"
 
-    async def put(self, key: str, body: bytes, *, content_type: str) -> None:
+    async def put(self, key: str, body: Body, *, content_type: str, sha256: bytes | None = None) -> None:
         """As Storage.put. No ACL is sent: who may read a key directly is the bucket's own rule, private by default.
 
-        S3 keeps a PUT whole or not at all, but a store has been seen to keep a cut one. So the MD5 goes along as
-        Content-MD5, which every S3 store has checked since the first (newer checksum headers some refuse), and the
-        answer is held against it: an ETag that is the MD5 proves the bytes. Any other ETag (encrypted buckets have one)
-        proves nothing, and the size is asked for.
+        S3 keeps a PUT whole or not at all, but a store has been seen to keep a cut one. One that `check` has seen to
+        refuse what doesn't fit its signed SHA-256 can't. For any other the MD5 goes along as Content-MD5, which every
+        S3 store has checked since the first (newer checksum headers some refuse), and the answer is held against it: an
+        ETag that is the MD5 proves the bytes. Any other ETag (encrypted buckets have one) proves nothing, and the size
+        is asked for.
         """
         require_key(key)
-        await asyncio.get_running_loop().run_in_executor(self._threads, self._put, key, body, content_type)
+        await self._put(key, body, content_type, sha256)
 
     async def head(self, key: str) -> StoredObject:
         """As Storage.head. CannotTell is the answer for a missing key where s3:ListBucket is not allowed."""
@@ -188,31 +162,73 @@ class S3Storage:
         and reads it: each step fails with the reason in its answer. Later checks are one GET of that object, until a
         put has failed or the object is gone; then everything is proved again.
         """
-        await asyncio.get_running_loop().run_in_executor(self._threads, self._check)
+        loop = asyncio.get_running_loop()
+        if self._permissions_proved:
+            try:
+                return await loop.run_in_executor(self._threads, self._read_check)
+            except (ObjectMissing, CannotTell):
+                self._permissions_proved = False
+        self._direct.forget()
+        await loop.run_in_executor(self._threads, self._write_check)
+        await self._direct.prove(_put_of(self._check_key, _CHECK_BODY, "text/plain", None))
+        try:
+            await loop.run_in_executor(self._threads, self._read_check)
+        except (ObjectMissing, CannotTell) as error:
+            raise self._unreadable() from error
+        self._permissions_proved = True
+        return None
 
     async def close(self) -> None:
         """As Storage.close."""
+        # Who gives one up for boto3's way has handed its work to a thread by then.
+        for _ in range(self._places_max):
+            await self._places.acquire()
         await asyncio.to_thread(self._threads.shutdown)
+        # Closed once more, it has nothing to wait for.
+        for _ in range(self._places_max):
+            self._places.release()
+        await self._direct.close()
         self._client.close()
 
-    def _put(self, key: str, body: bytes, content_type: str) -> None:
-        digest = hashlib.md5(body, usedforsecurity=False)
+    async def _put(self, key: str, body: Body, content_type: str, sha256: bytes | None) -> None:
+        loop = asyncio.get_running_loop()
         try:
-            with self._translated(key, reading=False):
-                answer = self._client.put_object(
-                    Bucket=self._bucket,
-                    Key=key,
-                    Body=body,
-                    ContentLength=len(body),
-                    ContentMD5=base64.b64encode(digest.digest()).decode(),
-                    ContentType=content_type,
-                    CacheControl=_CACHE_CONTROL,
-                )
-            if answer.get("ETag", "").strip('"') != digest.hexdigest():
-                self._require_size(key, len(body))
+            if not await self._put_directly(key, body, content_type, sha256):
+                await loop.run_in_executor(self._threads, self._put_with_md5, key, body, content_type)
         except StorageError:
             self._permissions_proved = False
             raise
+
+    async def _put_directly(self, key: str, body: Body, content_type: str, sha256: bytes | None) -> bool:
+        """Put in the way that `check` has proved, if any. False: boto3 is to try it, and to say what is wrong."""
+        async with self._places:
+            if not self._direct.proved:
+                return False
+            try:
+                await self._direct.put(_put_of(key, body, content_type, sha256))
+            except NotPut as error:
+                if error.timed_out:
+                    raise unavailable(self.name, str(error)) from None
+                return False
+            return True
+
+    def _put_with_md5(self, key: str, body: Body, content_type: str) -> None:
+        digest = hashlib.md5(body, usedforsecurity=False)
+        with self._translated(key, reading=False):
+            answer = self._client.put_object(
+                Bucket=self._bucket,
+                Key=key,
+                Body=bytes(body),
+                ContentLength=len(body),
+                ContentMD5=base64.b64encode(digest.digest()).decode(),
+                ContentType=content_type,
+                CacheControl=_CACHE_CONTROL,
+            )
+        if answer.get("ETag", "").strip('"') != digest.hexdigest():
+            self._require_size(key, len(body))
+
+    def _see(self, request: "AWSRequest", signature_version: str, region_name: str, **_: object) -> None:
+        self._direct.see(self._check_key, request, signature_version=signature_version, region=region_name)
 
     def _require_size(self, key: str, size_bytes: int) -> None:
         try:
@@ -273,7 +289,7 @@ class S3Storage:
         try:
             return self._client.get_object(Bucket=self._bucket, Key=key, Range=f"bytes={start}-{last}")
         except ClientError as error:
-            if _status(error) == 416:
+            if status_of(error) == 416:
                 raise _BeyondTheEnd from None
             raise
 
@@ -301,20 +317,9 @@ class S3Storage:
                 self.name, "the store does not list the bucket: correct S3_BUCKET or S3_ENDPOINT_URL"
             ) from None
 
-    def _check(self) -> None:
-        if self._permissions_proved:
-            try:
-                return self._read_check()
-            except (ObjectMissing, CannotTell):
-                self._permissions_proved = False
+    def _write_check(self) -> None:
         self._delete(self._check_absent_key)
-        self._put(self._check_key, _CHECK_BODY, "text/plain")
-        try:
-            self._read_check()
-        except (ObjectMissing, CannotTell) as error:
-            raise self._unreadable() from error
-        self._permissions_proved = True
-        return None
+        self._put_with_md5(self._check_key, _CHECK_BODY, "text/plain")
 
     def _read_check(self) -> None:
         source = self._open(self._check_key, 0, None)
@@ -328,62 +333,25 @@ class S3Storage:
             self.name, "the bucket takes objects but does not show them: allow s3:GetObject on its objects"
         )
 
-    def _without_credentials(self) -> StorageMisconfigured:
-        return StorageMisconfigured(
-            self.name, "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the host a role"
-        )
-
     @contextmanager
     def _translated(self, key: str, *, reading: bool) -> Iterator[None]:
         # `from None` throughout: messages of botocore and of stores quote URLs, resource names and key ids, and a
         # traceback would print them with the cause.
         try:
             yield
-        except ClientError as error:
-            code = error.response.get("Error", {}).get("Code") or ""
-            raise fault_of_answer(self.name, key, code, _status(error), reading=reading) from None
-        except (NoCredentialsError, PartialCredentialsError):
-            raise self._without_credentials() from None
-        except _PASSING_ERRORS as error:
-            reason = type(error).__name__
-            if isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
-                raise StorageMisconfigured(
-                    self.name, "the store's certificate is not trusted: correct S3_ENDPOINT_URL, or set AWS_CA_BUNDLE"
-                ) from None
-            raise StorageUnavailable(
-                self.name, f"the store does not answer as it should ({reason}): look at S3_ENDPOINT_URL and the network"
-            ) from None
-        except BotoCoreError as error:
-            reason = type(error).__name__
-            raise StorageMisconfigured(
-                self.name, f"the settings make no request ({reason}): look at S3_BUCKET, S3_REGION and AWS_PROFILE"
-            ) from None
+        except ERRORS as error:
+            raise fault_of_error(self.name, key, error, reading=reading) from None
 
 
 class _BeyondTheEnd(Exception):
     """The range begins where the object has already ended."""
 
 
-def _region_unknown(**_: object) -> None:
-    raise ClientError(
-        {
-            "ResponseMetadata": {
-                "RequestId": "",
-                "HostId": "",
-                "HTTPStatusCode": 301,
-                "HTTPHeaders": {},
-                "RetryAttempts": 0,
-            }
-        },
-        "HeadBucket",
-    )
+def _put_of(key: str, body: Body, content_type: str, sha256: bytes | None) -> Put:
+    return Put(key, body, content_type, _CACHE_CONTROL, sha256 or hashlib.sha256(body).digest())
 
 
 def _time_of(page: "ListObjectsV2OutputTypeDef") -> datetime:
     """The store's own time: ages by our clock would be wrong by as much as it is."""
     told = page["ResponseMetadata"]["HTTPHeaders"].get("date")
     return parsedate_to_datetime(told) if told else datetime.now(UTC)
-
-
-def _status(error: ClientError) -> int:
-    return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)

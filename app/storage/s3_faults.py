@@ -3,6 +3,20 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    HTTPClientError,
+    IncompleteReadError,
+    MetadataRetrievalError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    SSLError,
+)
+from botocore.exceptions import ConnectionError as EndpointError
+from urllib3.exceptions import HTTPError
+
 from app.storage.base import CannotTell, ObjectMissing, StorageError, StorageMisconfigured, StorageUnavailable
 
 _ALLOW = "allow s3:GetObject, s3:PutObject and s3:DeleteObject on the bucket's objects"
@@ -42,6 +56,19 @@ _PASSING_CODES = frozenset(
 )
 _PASSING_STATUSES = frozenset({408, 409, 425, 429})
 
+_PASSING_ERRORS = (
+    EndpointError,  # Not the builtin: botocore's own, for whatever prevents a connection.
+    HTTPClientError,
+    IncompleteReadError,
+    CredentialRetrievalError,  # The place that lends credentials is out of reach; what they may do is not in question.
+    MetadataRetrievalError,
+    HTTPError,  # What botocore lets through of its transport while a body is read.
+    OSError,
+)
+
+# Whatever boto3 raises for a call that was made right. RuntimeError: renewed credentials that have ended already.
+ERRORS = (ClientError, BotoCoreError, HTTPError, OSError, RuntimeError)
+
 
 def fault_of_answer(storage: str, key: str, code: str, status: int, *, reading: bool) -> StorageError:
     """Translate an error answer of the store to the one exception that says whose turn it is.
@@ -68,3 +95,45 @@ def fault_of_answer(storage: str, key: str, code: str, status: int, *, reading: 
 
 def _speakable(code: str) -> str:
     return code if code.isascii() and code.isalnum() and len(code) <= 64 else "an unnamed error"
+
+
+def fault_of_error(storage: str, key: str, error: Exception, *, reading: bool) -> StorageError:
+    """Translate what boto3 raised, one of `ERRORS`. Nothing of its text is repeated: it quotes URLs and key ids."""
+    if isinstance(error, ClientError):
+        code = error.response.get("Error", {}).get("Code") or ""
+        return fault_of_answer(storage, key, code, status_of(error), reading=reading)
+    if isinstance(error, NoCredentialsError | PartialCredentialsError):
+        return without_credentials(storage)
+    if isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return StorageMisconfigured(
+            storage, "the store's certificate is not trusted: correct S3_ENDPOINT_URL, or set AWS_CA_BUNDLE"
+        )
+    if isinstance(error, RuntimeError):
+        return StorageMisconfigured(
+            storage, "the credentials that were given have ended: look at the role, and the clock"
+        )
+    if isinstance(error, _PASSING_ERRORS):
+        return unavailable(storage, type(error).__name__)
+    reason = type(error).__name__
+    return StorageMisconfigured(
+        storage, f"the settings make no request ({reason}): look at S3_BUCKET, S3_REGION and AWS_PROFILE"
+    )
+
+
+def unavailable(storage: str, reason: str) -> StorageUnavailable:
+    """Return what is said of a store that can't be reached, or breaks off."""
+    return StorageUnavailable(
+        storage, f"the store does not answer as it should ({reason}): look at S3_ENDPOINT_URL and the network"
+    )
+
+
+def without_credentials(storage: str) -> StorageMisconfigured:
+    """Return what is said where there are none, or half of them."""
+    return StorageMisconfigured(
+        storage, "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the host a role"
+    )
+
+
+def status_of(error: ClientError) -> int:
+    """Return the status of the answer; 0 where there was none."""
+    return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)

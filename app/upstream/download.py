@@ -8,8 +8,11 @@ from urllib.parse import urljoin
 
 import httpx
 
+from app.connections.connection import AnswerBroken, BodyTooLarge, NotConnected
+from app.connections.dialing import dial_address
+from app.connections.kept import Incoming, KeptConnections, Request, Transport
 from app.upstream.guard import Address, SourceAddress, SourceForbiddenError, check_addresses, parse_source_url
-from app.upstream.wire import NEVER_SENT, BodyTooLarge, Wire, read_capped
+from app.upstream.room import UNTOLD_BYTES, Hold, outside
 
 BODY_BYTES_MAX = 32 * 1024 * 1024
 
@@ -58,41 +61,49 @@ class Downloader:
         timeout_seconds: float,
         body_bytes_max: int = BODY_BYTES_MAX,
         resolve: Resolve | None = None,
-        transport: httpx.AsyncBaseTransport | None = None,
+        transport: Transport | None = None,
     ) -> None:
         """Opens nothing yet. `timeout_seconds` bounds one whole try, redirects and all."""
         self._allow_loopback_http = allow_loopback_http
         self._timeout_seconds = timeout_seconds
         self._body_bytes_max = body_bytes_max
         self._resolve = resolve or resolve_host
-        self._transport = transport or Wire()
+        # httpx's context: certifi's authorities, or those of SSL_CERT_FILE.
+        self._transport = transport or KeptConnections(dial_address, tls=httpx.create_ssl_context)
 
-    async def fetch(self, url: str) -> bytes:
+    async def fetch(self, url: str, held: Hold | None = None) -> bytearray:
         """Promises the whole body, as long as its Content-Length says; whether it is a picture is not looked at.
 
+        `held` takes the room for it, and what that takes is no part of the try's time.
         Raises: `SourceForbidden`, `SourceTooLarge`, `SourceUnavailable`.
         """
         # Errors below are raised `from None`: the text of what lies beneath may hold the URL with its signature.
         try:
-            async with asyncio.timeout(self._timeout_seconds):
-                return await self._follow(url)
+            async with asyncio.timeout(self._timeout_seconds) as deadline:
+                return await self._follow(url, deadline, held)
         except TimeoutError:
             raise SourceUnavailable(f"{_host(url)} gave no whole picture in {self._timeout_seconds:g} s") from None
 
     async def close(self) -> None:
         """Closes every connection."""
-        await self._transport.aclose()
+        await self._transport.close()
 
-    async def _follow(self, url: str) -> bytes:
+    async def _follow(self, url: str, deadline: asyncio.Timeout, held: Hold | None) -> bytearray:
         source = self._checked(url)
         for _ in range(_REDIRECTS_MAX + 1):
-            response = await self._open(source)
+            incoming = await self._open(source)
             try:
-                if response.status_code not in _REDIRECT_STATUSES:
-                    return await self._body(source, response)
-                source = self._redirected(source, response.headers.get("location", ""))
+                if incoming.status not in _REDIRECT_STATUSES:
+                    _require_picture(source, incoming)
+                    if held is not None and (incoming.length or 0) <= self._body_bytes_max:
+                        await outside(deadline, held.take(UNTOLD_BYTES if incoming.length is None else incoming.length))
+                    body = await self._body(source, incoming)
+                    if held is not None:
+                        held.settle(len(body))
+                    return body
+                source = self._redirected(source, incoming.headers.get("location", ""))
             finally:
-                await response.aclose()
+                incoming.close()
         raise SourceUnavailable(f"{source.host} is behind more than {_REDIRECTS_MAX} redirects")
 
     def _checked(self, url: str) -> SourceAddress:
@@ -115,14 +126,15 @@ class Downloader:
             raise SourceForbidden(f"{source.host} redirects to this machine")
         return target
 
-    async def _open(self, source: SourceAddress) -> httpx.Response:
+    async def _open(self, source: SourceAddress) -> Incoming:
         failure = ""
         for address in (await self._addresses(source))[:_ADDRESSES_TRIED_MAX]:
+            request = _request(source, address)
             try:
-                return await self._transport.handle_async_request(_request(source, address))
-            except NEVER_SENT as error:
+                return await self._transport.open(request, connect_timeout_seconds=_CONNECT_TIMEOUT_SECONDS)
+            except NotConnected as error:
                 failure = str(error)
-            except httpx.TransportError as error:
+            except AnswerBroken as error:
                 raise SourceUnavailable(f"{source.host} gave no answer: {error}") from None
         raise SourceUnavailable(f"{source.host} cannot be reached: {failure}")
 
@@ -147,37 +159,34 @@ class Downloader:
             raise refused from None
         return addresses
 
-    async def _body(self, source: SourceAddress, response: httpx.Response) -> bytes:
-        if response.status_code != 200:
-            raise SourceUnavailable(f"{source.host} answered HTTP {response.status_code}")
-        if response.headers.get("content-encoding", "identity").strip().lower() != "identity":
-            raise SourceUnavailable(f"{source.host} sent the picture in an encoding that was not asked for")
+    async def _body(self, source: SourceAddress, incoming: Incoming) -> bytearray:
         try:
-            return await read_capped(response, response.aiter_raw(), bytes_max=self._body_bytes_max)
+            return await incoming.read(bytes_max=self._body_bytes_max)
         except BodyTooLarge:
             raise SourceTooLarge(f"{source.host} sent more than {self._body_bytes_max} bytes") from None
-        except httpx.TransportError as error:
+        except AnswerBroken as error:
             raise SourceUnavailable(f"{source.host} broke off the picture: {error}") from None
 
 
-def _request(source: SourceAddress, address: Address) -> httpx.Request:
+def _require_picture(source: SourceAddress, incoming: Incoming) -> None:
+    if incoming.status != 200:
+        raise SourceUnavailable(f"{source.host} answered HTTP {incoming.status}")
+    if incoming.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise SourceUnavailable(f"{source.host} sent the picture in an encoding that was not asked for")
+
+
+def _request(source: SourceAddress, address: Address) -> Request:
     # The connection goes to the address that was checked, so a second look-up (rebinding) cannot happen; the name
     # stays in Host, and in TLS, where the certificate must be valid for it.
-    literal = f"[{address}]" if address.version == 6 else str(address)
     named = f"[{source.host}]" if ":" in source.host else source.host
-    return httpx.Request(
-        "GET",
-        f"{source.scheme}://{literal}:{source.port}{source.target}",
-        headers={
-            "Host": named if source.port in (80, 443) else f"{named}:{source.port}",
-            "Accept": "image/*",
-            "Connection": "close",
-            "User-Agent": "imagekeep",
-        },
-        extensions={
-            "timeout": {"connect": _CONNECT_TIMEOUT_SECONDS},
-            "sni_hostname": source.host if source.scheme == "https" else None,
-        },
+    host = named if source.port in (80, 443) else f"{named}:{source.port}"
+    # The target is printable ASCII without a blank, and the host is made of labels: neither ends a line.
+    head = f"GET {source.target} HTTP/1.1\r\nHost: {host}\r\nAccept: image/*\r\nUser-Agent: imagekeep\r\n\r\n"
+    return Request(
+        host=str(address),
+        port=source.port,
+        server_name=source.host if source.scheme == "https" else None,
+        head=head.encode("ascii"),
     )
 
 

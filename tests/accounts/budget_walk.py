@@ -16,10 +16,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.accounts import budgets
 from app.accounts.keys import Caller
 from app.database.pool import Database
-from app.generations import records
 from app.generations.records import Held, Image, Move, OverLimit, State
 from app.generations.repeats import Joined
-from tests.makers import PRICE_MICROS, make_caller, make_image, make_order, reserve
+from tests.makers import PRICE_MICROS, make_caller, make_image, make_order, move, reserve
 
 
 @dataclass
@@ -169,7 +168,7 @@ class Walk:
             lease_seconds=90,
             pictures=pictures,
         )
-        moved = await records.move(self.connection, generation_id, to, now=self.now)
+        moved = await move(self.connection, generation_id, to, now=self.now)
         assert (moved is not None) == (modelled.state in leaving)
         if moved is not None:
             modelled.state, modelled.settled_images = goal, settled

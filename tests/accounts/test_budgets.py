@@ -13,7 +13,7 @@ from app.generations import records
 from app.generations.records import Held, KeyNotLive, Move, OverLimit
 from app.generations.repeats import Known
 from tests.accounts.scopes import row_of, set_limits
-from tests.makers import PRICE_MICROS, make_caller, make_image, make_order, reserve
+from tests.makers import PRICE_MICROS, make_caller, make_image, make_order, move, reserve
 
 pytestmark = pytest.mark.anyio
 
@@ -51,7 +51,7 @@ async def test_each_end_settles_the_user_and_the_installation_as_it_should(
     held = await reserve(connection, caller)
     assert isinstance(held, Held)
 
-    await records.move(connection, held.generation.id, Move(state, leaving=("pending",), settled=settled))
+    await move(connection, held.generation.id, Move(state, leaving=("pending",), settled=settled))
 
     for scope, images in ((f"user:{caller.user_id}", user_images), ("all", all_images)):
         row = await row_of(connection, scope)
@@ -70,7 +70,7 @@ async def test_an_order_for_several_pictures_settles_those_that_came(
     assert isinstance(held, Held)
     pictures = [make_image(held.generation.id, position=position) for position in range(3)]
 
-    await records.move(
+    await move(
         connection,
         held.generation.id,
         Move("completed", leaving=("pending",), settled=(3, 3 * PRICE_MICROS), pictures=pictures),
@@ -88,7 +88,7 @@ async def test_nothing_settles_twice(database: Database, connection: AsyncConnec
     assert isinstance(held, Held)
     failed = Move("failed", leaving=("pending",), settled=(0, 0))
 
-    moves = [await records.move(connection, held.generation.id, failed) for _ in range(2)]
+    moves = [await move(connection, held.generation.id, failed) for _ in range(2)]
 
     assert moves[0] is not None
     assert moves[1] is None
@@ -106,7 +106,7 @@ async def test_what_is_given_back_after_midnight_does_not_lighten_the_new_day(
     await reserve(connection, caller, now=LAST_NIGHT_OF_THE_MONTH + timedelta(seconds=2))
     assert isinstance(before, Held)
 
-    await records.move(connection, before.generation.id, Move("failed", leaving=("pending",), settled=(0, 0)))
+    await move(connection, before.generation.id, Move("failed", leaving=("pending",), settled=(0, 0)))
 
     row = await row_of(connection, "all")
     assert (row["images_day"], row["images_month"], row["micros_month"]) == (1, 1, PRICE_MICROS)
@@ -178,7 +178,7 @@ async def test_what_the_sandbox_made_leaves_the_books_when_a_real_key_comes(
 
     async with database.transaction() as tx:
         left_out = await budgets.leave_sandbox_out(tx)
-    await records.move(connection, running.generation.id, Move("failed", leaving=("pending",), settled=(0, 0)))
+    await move(connection, running.generation.id, Move("failed", leaving=("pending",), settled=(0, 0)))
 
     row = await row_of(connection, "all")
     assert left_out == 2

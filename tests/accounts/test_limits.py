@@ -10,10 +10,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.accounts import budgets
 from app.accounts.budgets import Limits
 from app.database.pool import Database
-from app.generations import records
 from app.generations.records import Held, Move, OverLimit
 from tests.accounts.scopes import row_of, set_limits
-from tests.makers import PRICE_MICROS, make_caller, reserve
+from tests.makers import PRICE_MICROS, make_caller, move, reserve
 
 pytestmark = pytest.mark.anyio
 
@@ -148,7 +147,7 @@ async def test_a_first_limit_counts_what_was_used_before_it(database: Database, 
     await reserve(connection, caller)
     ended = await reserve(connection, caller)
     assert isinstance(ended, Held)
-    await records.move(connection, ended.generation.id, Move("failed", leaving=("pending",), settled=(0, 0)))
+    await move(connection, ended.generation.id, Move("failed", leaving=("pending",), settled=(0, 0)))
 
     await set_limits(database, f"user:{caller.user_id}", images_total_max=2)
 
@@ -165,7 +164,7 @@ async def test_a_limit_that_is_set_while_orders_run_counts_each_of_them(
         async with database.statement() as own:
             held = await reserve(own, caller)
             assert isinstance(held, Held)
-            await records.move(own, held.generation.id, Move("failed", leaving=("pending",), settled=(0, 0)))
+            await move(own, held.generation.id, Move("failed", leaving=("pending",), settled=(0, 0)))
             await reserve(own, caller)
 
     async def limit() -> None:

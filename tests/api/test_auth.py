@@ -114,6 +114,31 @@ def test_a_revoked_key_is_invalid_from_the_next_request_on(service: Service, san
     assert (count(service), sandbox.witness()["asked"]) == (0, 0)
 
 
+def test_a_user_who_was_disabled_after_an_order_starts_none(service: Service, sandbox: RunningSandbox) -> None:
+    before = service.order("a red fox")
+    service.rows("UPDATE users SET disabled_at = now()")
+
+    answer = service.order("a white hare")
+
+    assert before.status_code == 200
+    assert (answer.status_code, answer.json()["code"]) == (403, "user_disabled")
+    assert (count(service), sandbox.witness()["asked"]) == (1, 1)
+
+
+@pytest.mark.parametrize("mark", [{"idempotency-key": "k"}, {"x-stainless-retry-count": "1"}], ids=["key", "retry"])
+def test_a_revoked_key_does_not_get_what_it_ordered_before_by_ordering_again(
+    service: Service, sandbox: RunningSandbox, mark: dict[str, str]
+) -> None:
+    before = service.order("a red fox", headers=mark)
+    service.rows("UPDATE api_keys SET revoked_at = now()")
+
+    answer = service.order("a red fox", headers=mark)
+
+    assert before.status_code == 200
+    assert_unauthorized(answer, "api_key_invalid")
+    assert (count(service), sandbox.witness()["asked"]) == (1, 1)
+
+
 def test_what_a_revoked_key_ordered_before_is_still_delivered(service: Service, sandbox: RunningSandbox) -> None:
     with in_flight(service, sandbox, seconds=0.3) as order:
         service.rows("UPDATE api_keys SET revoked_at = now()")

@@ -1,5 +1,6 @@
 """Is an order whose client has left made and paid for once, and handed over once, to whoever comes again?"""
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -121,7 +122,7 @@ def test_who_gives_up_as_often_as_an_sdk_tries_has_bought_one_picture_and_gets_i
 
 # Held up by the lock that an operator's `users limits` takes while it counts.
 PLACING = (
-    "SELECT pid FROM pg_stat_activity WHERE query LIKE '%%known AS MATERIALIZED%%' AND wait_event_type = 'Lock'"
+    "SELECT pid FROM pg_stat_activity WHERE query LIKE '%%live AS MATERIALIZED%%' AND wait_event_type = 'Lock'"
     " AND datname = current_database()"
 )
 
@@ -142,6 +143,39 @@ def test_who_leaves_while_their_order_is_being_placed_gets_its_picture_when_they
         operator.rollback()
 
     assert_paid_once(service, sandbox, surface, again.result())
+
+
+def test_who_comes_again_a_moment_before_it_is_seen_that_they_left_gets_their_picture(
+    service: Service, sandbox: RunningSandbox, surface: Surface
+) -> None:
+    limit(service)
+    with ThreadPoolExecutor(1) as thread:
+        with gone(surface, service, SLOW_PICTURE):
+            wait_until(lambda: is_being_fetched(service))
+            again = thread.submit(surface.order, service, SLOW_PICTURE)
+            # As through a proxy, which opens the next connection before it lets go of the broken one.
+            time.sleep(0.01)
+
+        assert_paid_once(service, sandbox, surface, again.result())
+
+
+def test_who_leaves_in_the_moment_that_is_given_to_others_waits_for_nobody_but_them(
+    service: Service, sandbox: RunningSandbox, surface: Surface
+) -> None:
+    limit(service)
+    with ThreadPoolExecutor(2) as threads:
+        stays = threads.submit(surface.order, service, SLOW_PICTURE)
+        wait_until(lambda: is_being_fetched(service))
+        with gone(surface, service, SLOW_PICTURE):
+            time.sleep(0.01)
+        again = threads.submit(surface.order, service, SLOW_PICTURE)
+        ids = {surface.generation_id(answer) for answer in (stays.result(), again.result())}
+
+    after = "extract(epoch FROM created_at - min(created_at) OVER ())::float"
+    made = service.rows(f"SELECT id, {after} AS after FROM generations")
+    assert {str(row["id"]) for row in made} == ids
+    assert len(ids) == 2
+    assert max(float(str(row["after"])) for row in made) < 1.5
 
 
 def joined(service: Service) -> int:

@@ -98,6 +98,8 @@ def test_three_equal_orders_at_once_are_three_images_also_while_one_is_sent_agai
     prompt = slow_prompt()
     with ThreadPoolExecutor(3) as threads:
         orders = [threads.submit(told_by.order, service, prompt) for _ in range(2)]
+        # Who leaves in the instant in which an equal order comes is taken to come again with it.
+        wait_until(lambda: sandbox.witness()["asked"] == 2)
         order_and_leave(told_by, service, sandbox, prompt)
         orders.append(threads.submit(told_by.order, service, prompt, headers=RETRY))
 

@@ -1,6 +1,7 @@
 """What do the tests of the commands share: an installation, a service running in it, and what an image costs there?"""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -10,10 +11,12 @@ PRICE_MICROS = 10_000
 
 
 @pytest.fixture(scope="module")
-def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+def started(copy_cluster: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     """An installation with everything of its own."""
     env = {"UPSTREAM_TIMEOUT_SECONDS": "2", "PENDING_LEASE_SECONDS": "3", "RECOVERY_INTERVAL_SECONDS": "0.3"}
-    with running_installation(tmp_path_factory.mktemp("cli"), env=env) as installation:
+    folder = tmp_path_factory.mktemp("cli")
+    copy_cluster(folder / "data")
+    with running_installation(folder, env=env) as installation:
         yield installation
 
 

@@ -1,13 +1,15 @@
-"""Does a migration leave an older replica its tables until it can have them?"""
+"""Is this release's revision known without Alembic, and does a migration leave an older replica its tables?"""
 
 from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
-from app.database.schema import head_revision, migrate
+from app.database.revisions import head_revision
+from app.database.schema import migrate
 from tests.service import rows
 
 WAITING = "SELECT pid FROM pg_locks WHERE NOT granted AND relation = 'generations'::regclass"
@@ -22,6 +24,13 @@ def downgrade(database_url: str, revision: str) -> None:
         command.downgrade(config, revision)
         connection.commit()
     engine.dispose()
+
+
+def test_the_revision_that_this_release_needs_is_the_one_that_alembic_ends_at() -> None:
+    config = Config()
+    config.set_main_option("script_location", "migrations")
+
+    assert head_revision() == ScriptDirectory.from_config(config).get_current_head()
 
 
 def test_a_migration_that_waits_for_a_dump_holds_up_no_order(database_url: str) -> None:

@@ -95,7 +95,7 @@ def _send(piece: Piece, installation: Installation) -> Figures:
     if installation.client.get("/readyz").status_code != 200:
         broken.append("the service is not ready afterwards")
     log = installation.stderr.read_text()
-    broken += [f"the log has {word}" for word in ('"event": "crashed"', "Traceback", installation.key) if word in log]
+    broken += [f"the log has {word}" for word in ('"event":"crashed"', "Traceback", installation.key) if word in log]
     return Figures({"cases": cases, "kinds": len(kinds)}, broken=tuple(broken))
 
 

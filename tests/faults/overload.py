@@ -232,7 +232,7 @@ def _refusals_logged(installation: Installation, logged_before: int) -> list[flo
     """Milliseconds that the service says it took for each 503, after so many bytes of its log."""
     with installation.stderr.open("rb") as log:
         log.seek(logged_before)
-        lines = [json.loads(line) for line in log if line.startswith(b"{") and b'"event": "request"' in line]
+        lines = [json.loads(line) for line in log if line.startswith(b"{") and b'"event":"request"' in line]
     return [line["ms"] for line in lines if line["status"] == 503]
 
 

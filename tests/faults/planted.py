@@ -33,6 +33,8 @@ class Bug:
 
 _DRIVER, _BUDGETS, _RECORDS = "app/generations/driver.py", "app/accounts/budgets.py", "app/generations/records.py"
 
+_PUT_HOME = "    await home.put(key, body, content_type=image.content_type, sha256=image.sha256)\n"
+
 BUGS: tuple[Bug, ...] = (
     Bug(
         "refund on timeout",
@@ -62,10 +64,12 @@ BUGS: tuple[Bug, ...] = (
     Bug(
         "settled before the picture is stored",
         "app/generations/rehost.py",
-        "                storage = await self._stores.put(key, picture.body, content_type=picture.content_type)\n",
-        "                putting = self._stores.put(key, picture.body, content_type=picture.content_type)\n"
-        "                self._late = asyncio.create_task(putting)\n"
-        "                storage = self._stores.home.name\n",
+        "            storage = await self._stores.put(\n"
+        "                key, picture.body, content_type=picture.content_type, sha256=picture.sha256\n"
+        "            )\n",
+        "            putting = self._stores.put(key, picture.body, content_type=picture.content_type)\n"
+        "            self._late = asyncio.create_task(putting)\n"
+        "            storage = self._stores.home.name\n",
         # A folder is quicker than a kill. A bucket is taken away now and then.
         "kills-s3",
         10,
@@ -129,23 +133,23 @@ BUGS: tuple[Bug, ...] = (
     Bug(
         "a spool row deleted before its object is verified",
         "app/generations/images.py",
-        "    await home.put(key, body, content_type=image.content_type)\n",
-        "    await home.put(key, body, content_type=image.content_type)\n    await source.delete(image.storage_key)\n",
+        _PUT_HOME,
+        f"{_PUT_HOME}    await source.delete(image.storage_key)\n",
         "tests/generations/test_spool.py::test_a_picture_that_arrives_cut_stays_in_the_spool",
     ),
     Bug(
         "the live-key check left out of RESERVE",
         "app/generations/repeats.py",
-        "    WHERE k.id = :api_key_id AND k.revoked_at IS NULL AND u.disabled_at IS NULL\n",
-        "    WHERE k.id = :api_key_id\n",
+        '    WHERE k.id = :api_key_id AND k.revoked_at IS NULL AND u.disabled_at IS NULL"""\n',
+        '    WHERE k.id = :api_key_id"""\n',
         "kills",
         20,
     ),
     Bug(
         "the fetch guard checking the name but not the address connected to",
         "app/upstream/download.py",
-        '    literal = f"[{address}]" if address.version == 6 else str(address)\n',
-        "    literal = source.host\n",
+        "        host=str(address),\n",
+        "        host=source.host,\n",
         "tests/upstream/test_fetch_guard.py",
     ),
 )
@@ -193,12 +197,16 @@ def _run(copy: Path, module: str, *arguments: str) -> "subprocess.CompletedProce
 def copy_with(bug: Bug, copy: Path) -> None:
     """Copy the code and its tests, with the bug in it."""
     for folder in ("app", "migrations", "tests"):
-        shutil.copytree(CHECKOUT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        # With what was compiled of it, which Python takes while the files have their times: else all of it would be
+        # compiled once more.
+        shutil.copytree(CHECKOUT / folder, copy / folder)
     shutil.copy(CHECKOUT / "pyproject.toml", copy)
     file = copy / bug.file
     code = file.read_text()
     assert code.count(bug.right) == 1, f"{bug.name}: {bug.file} does not hold what the bug replaces, once"
     file.write_text(code.replace(bug.right, bug.wrong))
+    for compiled in (file.parent / "__pycache__").glob(f"{file.stem}.*"):
+        compiled.unlink()
 
 
 def _shortened(sentence: str) -> str:

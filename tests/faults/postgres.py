@@ -30,7 +30,10 @@ _CRASH_SAFE = {"fsync": "off", "full_page_writes": "off"}
 
 
 class CrashingPostgres:
-    """A real Postgres under `folder`, with an empty database. Open it from the main thread; closing stops it."""
+    """A real Postgres under `folder`, with an empty database; made, unless it is there.
+
+    Open it from the main thread; closing stops it.
+    """
 
     def __init__(self, folder: Path) -> None:
         place = Place(folder.absolute())
@@ -40,7 +43,8 @@ class CrashingPostgres:
         log_fd = self._closing.enter_context(new_log(place.log))
         run_as = choose_user(place.cluster)
         self._launch = Launch(find_binaries(None, run_as, None), run_as, place, log_fd, lock_fd)
-        make_cluster(self._launch, durable=False)
+        if not place.cluster.exists():
+            make_cluster(self._launch, durable=False)
         self._password = read_password(place)
         with socket.socket() as probe:
             probe.bind((HOST, 0))

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import httpx
 
 from app.database.embedded import open_embedded
 from tests.faults.frame import Figures, Piece
 from tests.installation import Installation, beside, eventually, running_installation
 from tests.s3_server import S3Server, running_s3
 from tests.sandbox_server import RunningSandbox, running_sandbox
-from tests.service import rows
+from tests.service import TT_API_KEY, rows
 
 _CLIENTS = 12
 _REFUSED_IN_A_ROW = 5
@@ -73,21 +74,17 @@ def storage_outage(*, orders: int, seed: int, folder: Path, database_url: str) -
     with (
         running_s3(folder) as store,
         running_sandbox(draw=False) as sandbox,
-        running_installation(folder / "service", env=_environment(database_url, sandbox, store), workers=2) as service,
+        running_installation(
+            folder / "service", env=_environment(database_url, sandbox, store, orders=orders), workers=2
+        ) as service,
     ):
-        # Of the spool's size depends when it is full, of a picture's size that of the spool.
-        picture_bytes = len(service.client.get(service.order("a fox").json()["images"][0]["url"]).content)
-        service.stop()
-        service.env |= {
-            "IMAGE_BYTES_MAX": str(2 * picture_bytes),
-            "SPOOL_BYTES_MAX": str((orders + 2 * _CLIENTS) * picture_bytes),
-        }
-        service.start()
         service.ask("users", "limits", "first", "--images-per-day", "none", "--images-total", str(10**6))
         return _Outage(service, store, sandbox, database_url).happen(orders, chance)
 
 
-def _environment(database_url: str, sandbox: RunningSandbox, store: S3Server) -> dict[str, str]:
+def _environment(database_url: str, sandbox: RunningSandbox, store: S3Server, *, orders: int) -> dict[str, str]:
+    # Of the spool's size depends when it is full, of a picture's size that of the spool.
+    picture_bytes = _picture_bytes(sandbox)
     return beside(
         database_url,
         sandbox,
@@ -96,8 +93,20 @@ def _environment(database_url: str, sandbox: RunningSandbox, store: S3Server) ->
         S3_REGION="us-east-1",
         S3_PATH_STYLE="true",
         STORAGE_PATIENCE_SECONDS="1",
+        IMAGE_BYTES_MAX=str(2 * picture_bytes),
+        SPOOL_BYTES_MAX=str((orders + 2 * _CLIENTS) * picture_bytes),
         **store.credentials,
     )
+
+
+def _picture_bytes(sandbox: RunningSandbox) -> int:
+    """How large the sandbox's blank pictures are; it is asked for one, and forgets it."""
+    order = {"prompt": "a fox", "model": "dall-e-3", "size": "1024x1024"}
+    with httpx.Client(headers={"TT-API-KEY": TT_API_KEY}, trust_env=False) as client:
+        answer = client.post(f"{sandbox.url}/openai/v1/images/generations", json=order).raise_for_status()
+        picture = client.get(answer.json()["data"]["data"][0]["url"]).raise_for_status().content
+    sandbox.reset()
+    return len(picture)
 
 
 class _Outage:
@@ -128,7 +137,7 @@ class _Outage:
         back_at = time.monotonic()
         self._come_back(in_spool, hangs=hangs)
         seconds = time.monotonic() - back_at
-        objects = self._look_at_all(1 + orders + filling)
+        objects = self._look_at_all(orders + filling)
         return Outage(
             orders=orders,
             answered=orders + filling,

@@ -11,7 +11,7 @@ from tests.faults.frame import Figures, Piece
 
 def walk(piece: Piece) -> Figures:
     """Walk `times` steps on a database of its own."""
-    with open_embedded(piece.folder, role="serve", durable=False) as postgres:
+    with open_embedded(piece.folder / "postgres", role="serve", durable=False) as postgres:
         migrate(postgres.url)
         try:
             walked = asyncio.run(walk_statements(postgres.url, steps=piece.times, seed=piece.seed))

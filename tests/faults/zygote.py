@@ -9,8 +9,8 @@ the product needs no hooks for it.
 
 import asyncio
 import gc
+import io
 import json
-import logging
 import os
 import select
 import signal
@@ -20,7 +20,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TextIO
 
 import httpx
 import uvicorn
@@ -150,21 +150,29 @@ def _be_replica(asked: Mapping[str, Any], listener: socket.socket) -> None:
 
 def _set_trap(point: str, passes: int, number: int) -> None:
     """Send this process a signal when its log says for the `passes` + 1st time that it passes the point."""
-    event, fields = POINTS[point]
-    make_record = logging.getLogRecordFactory()
-    left = passes
+    sys.stderr = _Trap(sys.stderr, *POINTS[point], passes, number)
 
-    def make_and_look(*arguments: Any, **named: Any) -> logging.LogRecord:
-        nonlocal left
-        record = make_record(*arguments, **named)
-        said = record.msg
-        if isinstance(said, dict) and said.get("event") == event and fields.items() <= said.items():
-            left -= 1
-            if left == -1:
-                os.kill(os.getpid(), number)
-        return record
 
-    logging.setLogRecordFactory(make_and_look)
+class _Trap(io.TextIOBase):
+    """A standard error that reads what is written to it."""
+
+    def __init__(self, out: TextIO, event: str, fields: Mapping[str, str], passes: int, number: int) -> None:
+        self._out = out
+        self._event = event
+        self._fields = fields
+        self._left = passes
+        self._number = number
+
+    def write(self, text: str) -> int:
+        written = self._out.write(text)
+        if f'"event":"{self._event}"' in text and self._fields.items() <= json.loads(text).items():
+            self._left -= 1
+            if self._left == -1:
+                os.kill(os.getpid(), self._number)
+        return written
+
+    def flush(self) -> None:
+        self._out.flush()
 
 
 def _say(what: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from app.upstream.breaker import Breaker
 from app.upstream.catalog import load_catalog
 from app.upstream.client import Upstream
 from app.upstream.download import Downloader
+from app.upstream.room import Room
 from tests.generations.kept_images import Books
 from tests.generations.parts import Parts
 from tests.makers import make_caller, make_stores
@@ -72,7 +73,14 @@ async def parts(
     )
     downloader = Downloader(allow_loopback_http=True, timeout_seconds=5)
     stores = make_stores(database, folder)
-    rehost = Rehost(downloader=downloader, stores=stores, pixels_max=10**8, in_flight_max=4)
+    rehost = Rehost(
+        downloader=downloader,
+        stores=stores,
+        room=Room(bytes_max=10**7),
+        pixels_max=10**8,
+        in_flight_max=4,
+        threads_max=2,
+    )
     driver = Driver(
         database=database,
         upstream=upstream,

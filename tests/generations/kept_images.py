@@ -9,12 +9,11 @@ from sqlalchemy import text
 
 from app.accounts.keys import Caller
 from app.database.pool import Database
-from app.generations import records
 from app.generations.findings import Report
 from app.generations.records import Generation, Held, Image, Move
 from app.generations.verify import Care, verify
 from app.storage.base import Storage
-from tests.makers import PRICE_MICROS, make_image, make_order, reserve
+from tests.makers import PRICE_MICROS, make_image, make_order, move, reserve
 
 PICTURE = b"\x89PNG and what else makes a picture"
 # Everything is old enough, and nobody is waited for, unless a test is about just that.
@@ -37,7 +36,7 @@ class Books:
 
     async def move(self, generation: Generation, to: Move) -> Generation:
         async with self.database.statement() as connection:
-            moved = await records.move(connection, generation.id, to)
+            moved = await move(connection, generation.id, to)
         assert moved is not None
         return moved
 

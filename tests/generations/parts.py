@@ -17,7 +17,7 @@ from app.generations.recovery import recover_once
 from app.generations.stores import Stores
 from app.storage.folder import FolderStorage
 from app.upstream.client import Upstream
-from tests.makers import make_order, reserve
+from tests.makers import make_order, move, reserve
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Parts:
     async def move(self, generation: Generation, to: Move) -> Generation:
         """The generation once it has moved there, which it must."""
         async with self.database.statement() as connection:
-            moved = await records.move(connection, generation.id, to)
+            moved = await move(connection, generation.id, to)
         assert moved is not None
         return moved
 

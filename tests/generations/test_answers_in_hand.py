@@ -31,8 +31,9 @@ from app.upstream.breaker import Breaker
 from app.upstream.catalog import load_catalog
 from app.upstream.client import Upstream
 from app.upstream.download import Downloader
+from app.upstream.room import Room
 from tests.generations.parts import Parts
-from tests.makers import make_caller, make_order, make_stores, reserve
+from tests.makers import make_caller, make_order, make_stores, move, reserve
 from tests.s3_server import running_s3
 from tests.sandbox_server import RunningSandbox
 from tests.tcp_proxy import TcpProxy
@@ -105,7 +106,14 @@ async def hands(
         )
         downloader = Downloader(allow_loopback_http=True, timeout_seconds=5)
         stores = make_stores(database, home, spool_bytes_max=request.param)
-        rehost = Rehost(downloader=downloader, stores=stores, pixels_max=10**8, in_flight_max=4)
+        rehost = Rehost(
+            downloader=downloader,
+            stores=stores,
+            room=Room(bytes_max=10**7),
+            pixels_max=10**8,
+            in_flight_max=4,
+            threads_max=2,
+        )
         driver = Driver(
             database=database,
             upstream=upstream,
@@ -186,7 +194,7 @@ async def test_a_picture_outlives_that_database_and_storage_are_both_away_for_lo
     if recovered:
         async with hands.books.statement() as connection:
             await records.claim(connection, lease_seconds=60, batch_max=8)
-            await records.move(connection, (await hands.row()).id, records.Move("unknown", leaving=("pending",)))
+            await move(connection, (await hands.row()).id, records.Move("unknown", leaving=("pending",)))
 
     hands.proxy.pass_through()
     hands.bring_home_back()
@@ -248,7 +256,14 @@ async def hung(parts: Parts, tmp_path: Path) -> AsyncIterator[Driver]:
         )
         downloader = Downloader(allow_loopback_http=True, timeout_seconds=5)
         stores = make_stores(parts.database, bucket)
-        rehost = Rehost(downloader=downloader, stores=stores, pixels_max=10**8, in_flight_max=4)
+        rehost = Rehost(
+            downloader=downloader,
+            stores=stores,
+            room=Room(bytes_max=10**7),
+            pixels_max=10**8,
+            in_flight_max=4,
+            threads_max=2,
+        )
         server.freeze()
         yield Driver(
             database=parts.database,
@@ -294,9 +309,9 @@ async def test_a_runner_lets_go_of_a_picture_whose_order_a_person_has_ended(
     await until(hands.lease_is_over)
     row = await hands.row()
     async with hands.books.statement() as connection:
-        await records.move(connection, row.id, Move("unknown", leaving=("pending",)))
+        await move(connection, row.id, Move("unknown", leaving=("pending",)))
         word = Move("failed", leaving=("unknown",), settled=(0, 0), failure_code="upstream_failed")
-        await records.move(connection, row.id, word)
+        await move(connection, row.id, word)
 
     # Between two tries lie 23 seconds at most.
     ended = await asyncio.wait_for(driving, 30)

@@ -12,6 +12,7 @@ from sqlalchemy import text
 
 from app.accounts import budgets
 from app.generations import images, records
+from app.generations.driver import Unsent
 from app.generations.records import Generation, Move
 from app.storage.base import ObjectMissing
 from app.storage.s3 import S3Storage
@@ -216,7 +217,7 @@ async def test_an_order_whose_runner_stood_still_after_the_reserve_is_not_sent(
 async def test_what_a_lost_reserve_may_have_held_is_given_back(parts: Parts) -> None:
     generation = await parts.reserve()
 
-    given_back = await parts.driver.give_back_unsent(generation.id)
+    given_back = await parts.driver.give_back_unsent(Unsent(generation.id, generation.user_id, generation.api_key_id))
 
     assert given_back is not None
     assert given_back.state == "failed"

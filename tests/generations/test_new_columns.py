@@ -17,7 +17,7 @@ from app.database.tables import metadata
 from app.generations import images, records
 from app.generations.records import Held, Move
 from app.storage.folder import FolderStorage
-from tests.makers import PRICE_MICROS, make_caller, make_image, make_stores, reserve
+from tests.makers import PRICE_MICROS, make_caller, make_image, make_stores, move, reserve
 
 pytestmark = pytest.mark.anyio
 
@@ -41,10 +41,10 @@ async def order_and_settle(database: Database, caller: Caller, folder: Path) -> 
         (claimed,) = await records.claim(connection, lease_seconds=60, batch_max=1)
         generation_id = claimed.id
         generated = Move("generated", leaving=("pending",), source_urls=["https://a.example"], lease_seconds=60)
-        assert await records.move(connection, generation_id, generated) is not None
+        assert await move(connection, generation_id, generated) is not None
         picture = make_image(generation_id)
         completed = Move("completed", leaving=("generated",), settled=(1, PRICE_MICROS), pictures=[picture])
-        assert await records.move(connection, generation_id, completed) is not None
+        assert await move(connection, generation_id, completed) is not None
         found = await records.find(connection, generation_id, user_id=caller.user_id)
         assert found is not None
         assert found.state == "completed"

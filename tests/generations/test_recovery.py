@@ -24,13 +24,14 @@ from app.generations.recovery import recover_for_ever
 from app.generations.rehost import Rehost
 from app.generations.runner import Runner
 from app.generations.stores import Stores
-from app.storage.base import ObjectStream
+from app.storage.base import Body, ObjectStream
 from app.storage.folder import FolderStorage
 from app.upstream.breaker import Breaker
 from app.upstream.catalog import load_catalog
 from app.upstream.client import Upstream
 from app.upstream.download import Downloader
-from tests.makers import make_caller, make_order, make_stores, reserve
+from app.upstream.room import Room
+from tests.makers import make_caller, make_order, make_stores, move, reserve
 
 pytestmark = pytest.mark.anyio
 
@@ -78,7 +79,7 @@ class Home(FolderStorage):
         self.breaks_for: str | None = None
         self.asked = asyncio.Event()
 
-    async def put(self, key: str, body: bytes, *, content_type: str) -> None:
+    async def put(self, key: str, body: Body, *, content_type: str, sha256: bytes | None = None) -> None:
         await self._perhaps_hang("put")
         await super().put(key, body, content_type=content_type)
 
@@ -119,7 +120,7 @@ class Parts:
         if name is not None:
             made = Move("generated", leaving=("pending",), source_urls=[self.source.picture(name)], lease_seconds=1)
             async with self.database.statement() as connection:
-                assert await records.move(connection, generation.id, made) is not None
+                assert await move(connection, generation.id, made) is not None
         await self.run_out(generation)
         return generation
 
@@ -201,7 +202,14 @@ async def parts(database_url: str, source: Source, tmp_path: Path) -> AsyncItera
     )
     downloader = Downloader(allow_loopback_http=True, timeout_seconds=LONG_SECONDS)
     stores = make_stores(database, home)
-    rehost = Rehost(downloader=downloader, stores=stores, pixels_max=10**8, in_flight_max=2 * PLACES)
+    rehost = Rehost(
+        downloader=downloader,
+        stores=stores,
+        room=Room(bytes_max=10**7),
+        pixels_max=10**8,
+        in_flight_max=2 * PLACES,
+        threads_max=2,
+    )
     driver = Driver(
         database=database,
         upstream=upstream,
@@ -267,7 +275,7 @@ async def test_silent_sources_hold_up_no_picture_of_an_order_that_was_just_made(
         made = Move("generated", leaving=("pending",), source_urls=[parts.source.picture("new")], lease_seconds=60)
         parts.source.answering["/new.png"].set()
         async with parts.database.statement() as connection:
-            new = await records.move(connection, (await parts.reserve()).id, made)
+            new = await move(connection, (await parts.reserve()).id, made)
         assert new is not None
 
         driven = await asyncio.wait_for(parts.driver.drive(new), 20)

@@ -1,5 +1,6 @@
 """Which bytes are taken for a picture?"""
 
+import hashlib
 import struct
 import zlib
 from io import BytesIO
@@ -7,7 +8,7 @@ from io import BytesIO
 import pytest
 from PIL import Image
 
-from app.generations.rehost import NotAPicture, inspect
+from app.generations.picture import NotAPicture, inspect
 
 PIXELS_MAX = 64_000_000
 
@@ -63,3 +64,68 @@ def test_a_small_file_with_very_many_pixels_is_refused_without_decoding_it() -> 
 def test_a_picture_over_the_pixel_limit_is_refused() -> None:
     with pytest.raises(NotAPicture, match="pixels"):
         inspect(_picture("PNG"), pixels_max=64 * 32 - 1)
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def _png(*, before: bytes = b"", pixels: bytes | None = None, after: bytes = b"") -> bytes:
+    """A PNG of 100 rows, with chunks beside its pixels."""
+    header = struct.pack(">IIBBBBB", 100, 100, 8, 2, 0, 0, 0)
+    noise = zlib.compress(b"".join(b"\0" + hashlib.sha256(bytes([row])).digest() * 10 for row in range(100)))
+    pixels = _chunk(b"IDAT", noise) if pixels is None else pixels
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + before + pixels + after + _chunk(b"IEND", b"")
+
+
+WHOLE_PNGS = {
+    "plain": _png(),
+    "with text": _png(before=_chunk(b"tEXt", b"a\0b"), after=_chunk(b"tEXt", b"c\0d")),
+    "one chunk of a megabyte": _png(pixels=_chunk(b"IDAT", zlib.compress(bytes(30_100), 0) + bytes(1_000_000))),
+    "one chunk of just a piece": _png(pixels=_chunk(b"IDAT", zlib.compress(bytes(30_100), 0) + bytes(231_997))),
+    "pixels in many chunks": _png(pixels=_chunk(b"IDAT", zlib.compress(bytes(30_100), 0)) + _chunk(b"IDAT", b"") * 9),
+    "with something behind it": _png() + b"something",
+}
+
+
+@pytest.mark.parametrize("body", WHOLE_PNGS.values(), ids=WHOLE_PNGS)
+def test_a_whole_png_is_taken_and_its_digest_is_that_of_all_its_bytes(body: bytes) -> None:
+    picture = inspect(body, pixels_max=PIXELS_MAX)
+
+    assert (picture.width, picture.height) == (100, 100)
+    assert picture.sha256 == hashlib.sha256(body).digest()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+def test_the_digest_of_other_pictures_is_that_of_all_their_bytes(kind: str) -> None:
+    body = _picture(kind)
+
+    assert inspect(body, pixels_max=PIXELS_MAX).sha256 == hashlib.sha256(body).digest()
+
+
+def test_a_png_with_any_one_byte_changed_is_refused() -> None:
+    body = _png(after=_chunk(b"tEXt", b"c\0d"))
+    taken = []
+    for position in range(len(body)):
+        spoiled = body[:position] + bytes([body[position] ^ 0x10]) + body[position + 1 :]
+        try:
+            inspect(spoiled, pixels_max=PIXELS_MAX)
+        except NotAPicture:
+            continue
+        taken.append(position)
+
+    assert taken == []
+
+
+def test_a_png_cut_anywhere_is_refused() -> None:
+    body = _png(after=_chunk(b"tEXt", b"c\0d"))
+
+    for length in range(len(body)):
+        with pytest.raises(NotAPicture):
+            inspect(body[:length], pixels_max=PIXELS_MAX)
+
+
+@pytest.mark.parametrize("pixels", [b"", _chunk(b"tEXt", b"a\0b")])
+def test_a_png_without_pixels_is_refused(pixels: bytes) -> None:
+    with pytest.raises(NotAPicture):
+        inspect(_png(pixels=pixels), pixels_max=PIXELS_MAX)

@@ -19,7 +19,7 @@ from app.generations import images, records, repeats
 from app.generations.records import Held, KeyNotLive, Move, OverLimit, State
 from app.generations.repeats import Attempt, Joined, Known
 from app.storage.folder import FolderStorage
-from tests.makers import PRICE_MICROS, make_caller, make_image, make_order, make_stores, reserve
+from tests.makers import PRICE_MICROS, direct, make_caller, make_image, make_order, make_stores, move, reserve
 
 pytestmark = pytest.mark.anyio
 
@@ -76,11 +76,11 @@ class Desk:
             pictures=[make_image(generation_id)] if state == "completed" else [],
         )
         async with self.database.statement() as connection:
-            assert await records.move(connection, generation_id, to, now=NOON)
+            assert await move(connection, generation_id, to, now=NOON)
 
     async def leave(self, generation_id: UUID, *, repeats_then: int = 0) -> None:
         async with self.database.statement() as connection:
-            await repeats.leave(connection, generation_id, repeats=repeats_then, now=NOON)
+            await repeats.leave(await direct(connection), generation_id, repeats=repeats_then, now=NOON)
 
     async def used(self) -> tuple[int, int]:
         """Generations in flight and images held or settled by the caller, and the books are in order."""
@@ -318,7 +318,7 @@ async def test_a_key_that_is_not_live_joins_nothing(desk: Desk, retry_count: int
     assert [disabled, await desk.order(retry_count)] == [KeyNotLive(), KeyNotLive()]
     async with desk.database.statement() as connection:
         alone = await repeats.join(
-            connection,
+            await direct(connection),
             desk.caller,
             make_order().digest,
             Attempt(retry_count=retry_count),

@@ -12,7 +12,8 @@ import pytest
 from app.database.pool import Database
 from app.generations import images, records, spool
 from app.generations.records import Image, Move
-from app.storage.base import ObjectMissing, StorageError, StorageUnavailable
+from app.storage.base import Body, ObjectMissing, Storage, StorageError, StorageMisconfigured, StorageUnavailable
+from app.storage.deferred import DeferredStorage
 from app.storage.folder import FolderStorage
 from tests.generations.parts import Parts, png
 from tests.makers import make_image, make_stores
@@ -80,7 +81,7 @@ async def test_a_picture_that_is_not_what_it_was_stays_and_holds_up_no_other(par
 class Slow(FolderStorage):
     """A store that takes every picture, and its time."""
 
-    async def put(self, key: str, body: bytes, *, content_type: str) -> None:
+    async def put(self, key: str, body: Body, *, content_type: str, sha256: bytes | None = None) -> None:
         await asyncio.sleep(0.6)
         await super().put(key, body, content_type=content_type)
 
@@ -88,7 +89,7 @@ class Slow(FolderStorage):
 class KeepsHalf(FolderStorage):
     """A store that says it kept what it cut, as one did when an upload broke off."""
 
-    async def put(self, key: str, body: bytes, *, content_type: str) -> None:
+    async def put(self, key: str, body: Body, *, content_type: str, sha256: bytes | None = None) -> None:
         await super().put(key, body[: len(body) // 2], content_type=content_type)
 
 
@@ -114,7 +115,7 @@ class TakesNone(FolderStorage):
         self.offered = 0
         self._fails_after_seconds = fails_after_seconds
 
-    async def put(self, key: str, body: bytes, *, content_type: str) -> None:
+    async def put(self, key: str, body: Body, *, content_type: str, sha256: bytes | None = None) -> None:
         self.offered += 1
         await asyncio.sleep(self._fails_after_seconds)
         raise StorageUnavailable(self.name, "as the test wants it")
@@ -303,3 +304,32 @@ async def test_a_spooled_picture_is_deleted_everywhere(parts: Parts) -> None:
     for storage in parts.stores.by_name.values():
         with pytest.raises(ObjectMissing):
             await storage.head(image.storage_key)
+
+
+@pytest.mark.parametrize(("spool_bytes_max", "pictures_max"), [(0, 0), (2**26, 2)])
+async def test_no_picture_is_taken_for_a_home_that_can_not_be_opened_but_what_the_spool_has_room_for(
+    parts: Parts, spool_bytes_max: int, pictures_max: int
+) -> None:
+    def open_none() -> Storage:
+        raise StorageMisconfigured("s3:pictures", "half of the credentials")
+
+    home = DeferredStorage("s3:pictures", open_none)
+    stores = make_stores(parts.database, home, spool_bytes_max=spool_bytes_max)
+
+    found = await stores.pictures_max()
+    await stores.close()
+
+    assert found == pictures_max
+    assert stores.failing
+
+
+async def test_the_first_order_waits_until_home_is_open(parts: Parts) -> None:
+    home = DeferredStorage("folder", lambda: FolderStorage(parts.folder))
+    stores = make_stores(parts.database, home)
+
+    await stores.pictures_max()
+    opened = home.is_open
+    await stores.close()
+    await home.close()
+
+    assert (opened, stores.failing) == (True, False)

@@ -18,6 +18,7 @@ from app.generations.rehost import Rehost
 from app.upstream.breaker import Breaker
 from app.upstream.catalog import load_catalog
 from app.upstream.download import Downloader
+from app.upstream.room import Room
 from tests.generations.parts import Parts
 from tests.makers import reserve
 from tests.sandbox_server import API_KEY, RunningSandbox
@@ -60,7 +61,14 @@ async def driver_whose_upstream_says(parts: Parts, answer: dict[str, Any]) -> As
         await connection.answer("200 OK", body, "Content-Type: application/json")
 
     downloader = Downloader(allow_loopback_http=True, timeout_seconds=5)
-    rehost = Rehost(downloader=downloader, stores=parts.stores, pixels_max=10**8, in_flight_max=4)
+    rehost = Rehost(
+        downloader=downloader,
+        stores=parts.stores,
+        room=Room(bytes_max=10**7),
+        pixels_max=10**8,
+        in_flight_max=4,
+        threads_max=2,
+    )
     async with raw_server(script) as server, upstream_at(server.url) as upstream:
         yield Driver(
             database=parts.database,

@@ -10,10 +10,9 @@ from sqlalchemy import text
 from app.accounts.keys import Caller
 from app.database.pool import Database
 from app.errors import DatabaseUnavailable
-from app.generations import records
 from app.generations.records import Held, Move
 from app.generations.waiting import Watch
-from tests.makers import make_caller, reserve
+from tests.makers import make_caller, move, reserve
 from tests.service import rows
 
 pytestmark = pytest.mark.anyio
@@ -62,7 +61,7 @@ async def test_five_hundred_who_wait_ask_as_much_as_one_and_all_learn_of_the_end
     undone = [waiter for waiter in waiters if not waiter.done()]
     async with database.statement() as connection:
         for generation in generations:
-            await records.move(connection, generation.id, FAILED)
+            await move(connection, generation.id, FAILED)
     began = time.monotonic()
     await asyncio.gather(*waiters)
 

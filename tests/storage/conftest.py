@@ -9,6 +9,7 @@ import pytest
 from app.database.pool import Database
 from app.generations.spool import Spool
 from app.storage.base import Storage
+from app.storage.deferred import DeferredStorage
 from app.storage.folder import FolderStorage
 from app.storage.s3 import S3Storage
 from tests.s3_server import S3Server, running_s3
@@ -45,7 +46,16 @@ async def spool(emptied_database_url: str) -> AsyncIterator[Spool]:
     await database.close()
 
 
-@pytest.fixture(params=["folder", "bucket", "spool"])
+@pytest.fixture
+async def deferred(s3_server: S3Server) -> AsyncIterator[DeferredStorage]:
+    """A storage on a new, empty bucket, which is opened when it is first needed."""
+    name = s3_server.make_bucket(f"d-{secrets.token_hex(8)}")
+    storage = DeferredStorage(f"s3:{name}", lambda: s3_storage(s3_server, name))
+    yield storage
+    await storage.close()
+
+
+@pytest.fixture(params=["folder", "bucket", "deferred", "spool"])
 def storage(request: pytest.FixtureRequest) -> Storage:
     """Any storage: what is promised of one is promised of all."""
     storage: Storage = request.getfixturevalue(request.param)

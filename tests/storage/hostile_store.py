@@ -1,5 +1,6 @@
 """How does a store behave that no real server would play: one that refuses, lies, stalls, or breaks off?"""
 
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,39 +27,61 @@ Answer = Callable[[Request], None]
 
 
 @contextmanager
-def hostile_store(answer: Answer, *, read_timeout_seconds: float = 0.3) -> Iterator[S3Storage]:
-    """A storage on an HTTP server that answers every request, once its body is read, with `answer`."""
+def hostile_store(
+    answer: Answer, *, patience_seconds: float = 10, taken: Callable[[Request], bool] = lambda _: False
+) -> Iterator[S3Storage]:
+    """A storage on an HTTP server that answers every request, once its body is read, with `answer`.
+
+    `taken` is asked before the body is read, and says whether it has dealt with the request in its own way.
+    """
+    with hostile_server(answer, taken=taken) as port:
+        yield client_of(f"http://127.0.0.1:{port}", patience_seconds=patience_seconds)
+
+
+@contextmanager
+def hostile_server(
+    answer: Answer, *, tls: ssl.SSLContext | None = None, taken: Callable[[Request], bool] = lambda _: False
+) -> Iterator[int]:
+    """The port of that server alone, with or without TLS."""
 
     class AnsweredRequest(Request):
         def _answer(self) -> None:
             self.close_connection = True
+            if taken(self):
+                return
             self.body = self.rfile.read(int(self.headers.get("content-length", 0)))
             answer(self)
 
-        do_HEAD = do_GET = do_PUT = do_DELETE = _answer
+        do_HEAD = do_GET = do_PUT = do_DELETE = do_POST = _answer
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), AnsweredRequest)
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
-        yield client_of(f"http://127.0.0.1:{server.server_port}", read_timeout_seconds=read_timeout_seconds)
+        yield server.server_port
     finally:
         server.shutdown()
         thread.join()
         server.server_close()
 
 
-def client_of(endpoint_url: str, *, read_timeout_seconds: float = 0.3) -> S3Storage:
-    """A storage on `endpoint_url` that loses patience within a second."""
+def client_of(endpoint_url: str, *, patience_seconds: float = 10, has_keys: bool = True) -> S3Storage:
+    """A storage on `endpoint_url`; without keys, it looks for them.
+
+    It has patience with a machine that is busy: after 0.3 s a check was given up whose body was still being hashed.
+    Who waits for it to be lost says how soon.
+    """
     return S3Storage(
         "pictures",
         endpoint_url=endpoint_url,
         region="us-east-1",
         path_style=True,
-        access_key_id="an-id",
-        secret_access_key="a-secret",
-        connect_timeout_seconds=0.3,
-        read_timeout_seconds=read_timeout_seconds,
+        access_key_id="an-id" if has_keys else None,
+        secret_access_key="a-secret" if has_keys else None,
+        connect_timeout_seconds=patience_seconds,
+        read_timeout_seconds=patience_seconds,
     )
 
 

@@ -1,4 +1,4 @@
-"""Does every storage keep the one contract? Each test runs on a folder, a bucket and the spool."""
+"""Does every storage keep the one contract? Each test runs on a folder, a bucket, one opened late, and the spool."""
 
 import asyncio
 import gc

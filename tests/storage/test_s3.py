@@ -98,6 +98,7 @@ async def test_credentials_come_from_the_environment_when_none_are_given(
     storage = S3Storage(s3_server.bucket, endpoint_url=s3_server.url, region="us-east-1", path_style=True)
 
     await storage.check()
+    await storage.close()
 
 
 async def test_no_credentials_at_all_are_the_operators_fault(
@@ -110,6 +111,7 @@ async def test_no_credentials_at_all_are_the_operators_fault(
     storage = S3Storage(s3_server.bucket, endpoint_url=s3_server.url, region="us-east-1", path_style=True)
 
     faults = await every_fault(storage)
+    await storage.close()
 
     assert {type(fault) for fault in faults} == {StorageMisconfigured}
     assert all("no credentials" in str(fault) for fault in faults)
@@ -146,6 +148,7 @@ async def test_a_server_that_is_down_is_unavailable_until_it_is_back(tmp_path: P
         assert {type(fault) for fault in faults} == {StorageUnavailable}
         await storage.check()
         assert await whole(storage, KEY) == b"picture"
+        await storage.close()
 
 
 async def test_a_server_that_dies_while_it_is_read_is_unavailable(tmp_path: Path) -> None:
@@ -183,6 +186,7 @@ async def test_check_writes_only_under_its_prefix(s3_server: S3Server) -> None:
     )
 
     await storage.check()
+    await storage.close()
 
     assert list(s3_server.objects("shared")) == ["ours/imagekeep-check.txt"]
 

@@ -94,7 +94,7 @@ async def test_a_body_that_stalls_is_unavailable_soon() -> None:
         answering(200, b"begun", content_length="1000")(request)
         released.wait(30)
 
-    with hostile_store(stall) as storage:
+    with hostile_store(stall, patience_seconds=0.3) as storage:
         stream = await storage.read(KEY)
         with pytest.raises(StorageUnavailable):
             await anext(stream)
@@ -120,7 +120,7 @@ async def test_a_reader_cancelled_in_a_stall_lets_go_of_the_connection() -> None
         if _has_let_go(request):
             let_go.set()
 
-    with hostile_store(stall) as storage:
+    with hostile_store(stall, patience_seconds=0.3) as storage:
         reader = asyncio.create_task(anext(await storage.read(KEY)))
         await asyncio.to_thread(begun.wait, 10)
         reader.cancel()
@@ -141,7 +141,7 @@ async def test_a_wait_cancelled_while_opening_leaves_no_connection() -> None:
         if _has_let_go(request):
             let_go.set()
 
-    with hostile_store(late, read_timeout_seconds=10) as storage:
+    with hostile_store(late) as storage:
         opening = asyncio.create_task(storage.read(KEY))
         await asyncio.to_thread(asked.wait, 10)
         opening.cancel()
@@ -162,7 +162,7 @@ async def test_a_store_that_never_answers_is_unavailable_soon() -> None:
     def silent(_: Request) -> None:
         released.wait(30)
 
-    with hostile_store(silent) as storage:
+    with hostile_store(silent, patience_seconds=0.3) as storage:
         with pytest.raises(StorageUnavailable):
             await storage.read(KEY)
         released.set()

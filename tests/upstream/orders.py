@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx
 
@@ -13,6 +14,7 @@ from app.upstream.outcome import Outcome
 KEY = "tt-canary-key-5d1e"
 PROMPT = "a canary in a coal mine — 🐤"
 MODEL = load_catalog(None).models[0]
+ORDER: dict[str, Any] = {"model": MODEL, "prompt": PROMPT, "size": "1792x1024", "quality": "hd", "n": 1}
 SUCCESS = json.dumps(
     {
         "status": "SUCCESS",
@@ -48,7 +50,7 @@ async def upstream_at(
 
 
 async def order_from(upstream: Upstream) -> Outcome:
-    outcome = await upstream.generate(model=MODEL, prompt=PROMPT, size="1792x1024", quality="hd", n=1)
+    outcome = await upstream.generate(**ORDER)
     for secret in (KEY, PROMPT, "sig=x"):
         assert secret not in repr(outcome)
         assert secret not in repr(upstream)

@@ -2,14 +2,16 @@
 
 import asyncio
 import base64
+import gc
 import gzip
 import json
+import time
 import tracemalloc
 
 import pytest
 
 from app.upstream.outcome import BytesSource, Generated, Refused, Unknown
-from tests.upstream.orders import SUCCESS, order_from, upstream_at
+from tests.upstream.orders import ORDER, SUCCESS, order_from, upstream_at
 from tests.upstream.raw_server import Connection, Script, raw_server
 
 pytestmark = pytest.mark.anyio
@@ -168,11 +170,35 @@ async def test_a_body_that_does_not_come_whole_is_unknown(script: Script) -> Non
     assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize(
+    "stray",
+    [b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n", b"HTTP/1.1 429 Too Many\r\nConnection: close\r\n\r\n"],
+    ids=["400", "429"],
+)
+@pytest.mark.parametrize("chunked", [False, True], ids=["of a length", "chunked"])
+async def test_an_answer_that_nobody_asked_for_does_not_take_the_place_of_the_first(
+    stray: bytes, chunked: bool
+) -> None:
+    body = json.dumps(SUCCESS).encode() if not isinstance(SUCCESS, bytes) else SUCCESS
+    length = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: %d" % len(body)
+    sent = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if chunked else body
+
+    async def script(connection: Connection) -> None:
+        await connection.read_request()
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n%b\r\n\r\n" % length
+        await connection.send(head + sent + stray)
+
+    async with raw_server(script) as server, upstream_at(f"http://127.0.0.1:{server.port}") as upstream:
+        outcome = await order_from(upstream)
+
+    assert isinstance(outcome, Generated)
+
+
 async def test_the_status_of_a_cut_body_is_told() -> None:
     async with raw_server(cut_the_body) as server, upstream_at(server.url) as upstream:
         outcome = await order_from(upstream)
 
-    assert outcome == Unknown("HTTP 200 from upstream, whose body did not come: ReadError (ClientPayloadError)", 200)
+    assert outcome == Unknown("HTTP 200 from upstream, whose body did not come: ReadError (closed)", 200)
 
 
 async def test_a_body_that_drips_is_unknown_once_the_total_is_over() -> None:
@@ -188,6 +214,85 @@ async def test_a_body_that_drips_is_unknown_once_the_total_is_over() -> None:
             outcome = await order_from(upstream)
 
     assert outcome == Unknown("No whole answer from upstream within 0.4 s", None)
+
+
+# Between two pieces that drip; no silence is as long as the one that is waited for.
+PAUSE_SECONDS = 0.1
+READ_SECONDS = 0.5
+
+
+async def drip(connection: Connection, pieces: int, of: int) -> None:
+    """Send as many pieces of a good answer as are asked for, `of` so many, with a pause after each."""
+    await connection.read_request()
+    await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(SUCCESS))
+    size = -(-len(SUCCESS) // of)
+    for number in range(pieces):
+        await connection.send(SUCCESS[number * size : (number + 1) * size])
+        await asyncio.sleep(PAUSE_SECONDS)
+
+
+async def test_a_body_that_comes_slowly_is_read_however_long_it_takes_in_all() -> None:
+    async def script(connection: Connection) -> None:
+        await drip(connection, 12, of=12)
+
+    async with raw_server(script) as server, upstream_at(server.url, read=READ_SECONDS) as upstream:
+        began = time.monotonic()
+        outcome = await order_from(upstream)
+
+    assert isinstance(outcome, Generated)
+    assert time.monotonic() - began > 2 * READ_SECONDS
+
+
+async def test_a_body_that_stops_coming_is_unknown_once_the_silence_has_lasted() -> None:
+    async def script(connection: Connection) -> None:
+        await drip(connection, 3, of=12)
+        await connection.hang()
+
+    async with raw_server(script) as server, upstream_at(server.url, read=READ_SECONDS) as upstream:
+        began = time.monotonic()
+        outcome = await order_from(upstream)
+
+    assert outcome == Unknown("HTTP 200 from upstream, whose body did not come: ReadTimeout (TimeoutError)", 200)
+    # After the last piece, not after the first; and not after two such silences.
+    assert 2 * PAUSE_SECONDS + READ_SECONDS <= time.monotonic() - began < 2 * PAUSE_SECONDS + 2 * READ_SECONDS
+
+
+async def test_a_length_with_a_blank_behind_it_is_too_large_as_without() -> None:
+    async def script(connection: Connection) -> None:
+        await connection.read_request()
+        await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 300000000 \r\n\r\n" + b" " * 1000)
+        await connection.hang()
+
+    async with raw_server(script) as server, upstream_at(server.url) as upstream:
+        tracemalloc.start()
+        outcome = await order_from(upstream)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+
+    assert isinstance(outcome, Unknown)
+    assert "larger than an answer may be" in outcome.detail
+    assert peak_bytes < 1024 * 1024
+
+
+async def test_nothing_of_an_answer_is_kept_when_its_picture_is_let_go_of() -> None:
+    body = json.dumps({"data": [{"b64_json": base64.b64encode(bytes(600_000)).decode()}]}).encode()
+
+    async def script(connection: Connection) -> None:
+        await connection.answer("200 OK", body)
+
+    async with raw_server(script) as server, upstream_at(server.url) as upstream:
+        gc.collect()
+        gc.disable()
+        tracemalloc.start()
+        try:
+            for _ in range(5):
+                assert isinstance(await upstream.generate(**ORDER), Generated)
+            kept_bytes, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+            gc.enable()
+
+    assert kept_bytes < len(body)
 
 
 async def test_a_gzip_bomb_is_unknown_and_never_unfolds() -> None:

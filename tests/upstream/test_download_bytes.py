@@ -24,7 +24,6 @@ async def test_a_picture_comes_whole_and_only_the_address_is_sent() -> None:
     assert request_line == f"GET {signed} HTTP/1.1"
     assert sorted(headers) == [
         "Accept: image/*",
-        "Connection: close",
         f"Host: 127.0.0.1:{server.port}",
         "User-Agent: imagekeep",
     ]

@@ -57,6 +57,7 @@ def test_a_url_is_found_in_every_shape(reply: Any, content_type: str | None) -> 
         {"b64_json": BASE64, "url": URL},
         {"b64_json": BASE64, "url": ""},
         {"b64_json": BASE64.rstrip("=")},
+        {"b64_json": BASE64.rstrip("=") + "===="},
         {"b64_json": "\n".join(BASE64[at : at + 5] for at in range(0, len(BASE64), 5))},
         {"b64_json": f"data:image/png;base64,{BASE64}"},
         {"url": f"data:image/png;base64,{BASE64}"},
@@ -360,3 +361,34 @@ def test_the_expiry_is_read_from_the_signed_url(query: str, expires_at: datetime
 
 def test_a_url_that_cannot_be_taken_apart_has_no_expiry() -> None:
     assert source_expires_at("https://[pictures.example/a.png?se=2026-11-23", NOW) is None
+
+
+@pytest.mark.parametrize("caption", ["a bird", "a \\ud83d bird", "a \\u0000 bird", "a 🐤"])
+def test_a_large_answer_is_read_as_a_small_one_is(caption: str) -> None:
+    for size in (300, 400_000):
+        picture = bytes(index % 251 for index in range(size))
+        encoded = base64.b64encode(picture).decode()
+        body = f'{{"data": [{{"b64_json": "{encoded}", "revised_prompt": "{caption}"}}]}}'.encode()
+        outcome = read_reply(200, "application/json", bytearray(body), now=datetime.now(UTC))
+
+        assert isinstance(outcome, Generated)
+        (source,) = outcome.sources
+        assert isinstance(source, BytesSource)
+        assert source.body == picture
+        assert source.revised_prompt is not None
+        assert source.revised_prompt.startswith("a ")
+
+
+@pytest.mark.parametrize("spelling", ["{}", "data:image/png;base64,{}", " {}\\n", "{}=="])
+def test_base64_in_any_usual_spelling_is_read(spelling: str) -> None:
+    picture = bytes(range(256)) * 3 + b"\0"
+    encoded = base64.b64encode(picture).decode().rstrip("=")
+    lines = "\\n".join(encoded[start : start + 76] for start in range(0, len(encoded), 76))
+    for text in (encoded, lines):
+        body = f'{{"data": [{{"b64_json": "{spelling.format(text)}"}}]}}'.encode()
+        outcome = read_reply(200, "application/json", body, now=datetime.now(UTC))
+
+        assert isinstance(outcome, Generated)
+        (source,) = outcome.sources
+        assert isinstance(source, BytesSource)
+        assert source.body == picture
