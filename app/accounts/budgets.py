@@ -93,7 +93,9 @@ held AS (
     UPDATE budgets b SET in_flight = r.new_in_flight, request_clock = COALESCE(r.new_request_clock, b.request_clock),
         day = r.new_day, images_day = r.old_images_day + :images, images_month = r.old_images_month + :images,
         micros_month = r.old_micros_month + :micros, images_total = b.images_total + :images
-    FROM raised r WHERE b.scope = r.scope AND NOT EXISTS (SELECT FROM refusal)
+    -- Named once more for the index: a connection that began when there were few budgets read all of them ever after.
+    FROM raised r
+    WHERE b.scope = r.scope AND b.scope = ANY(CAST(:scopes AS text[])) AND NOT EXISTS (SELECT FROM refusal)
 )"""
 
 # MOVE's part. Reads `standing` (the generation, locked, as it stood) and the parameters of where it goes; leaves
@@ -125,7 +127,7 @@ settled AS (
             = date_trunc('month', c.day::timestamp) THEN c.micros ELSE 0 END,
         images_total = b.images_total + c.images
     FROM change c
-    WHERE b.scope = c.scope
+    WHERE b.scope = c.scope AND b.scope = ANY((SELECT scopes FROM standing)::text[])
 )"""
 
 # Every limited scope as the generations say it should be, in one snapshot with what the counters say.

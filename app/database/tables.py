@@ -156,7 +156,6 @@ generations = Table(
     Column("created_at", _TIME, nullable=False),
     Column("finished_at", _TIME),
     Column("deleted_at", _TIME),
-    UniqueConstraint("user_id", "idempotency_key"),
     CheckConstraint("state IN ('pending', 'generated', 'completed', 'failed', 'unknown', 'lost')", name="state"),
     CheckConstraint("(state IN ('pending', 'generated')) = (lease_until IS NOT NULL)", name="lease"),
     CheckConstraint(
@@ -169,8 +168,16 @@ generations = Table(
     Index("ix_generations_user_id_id", "user_id", "id"),
     # What recovery looks through is what is running, not what ever was.
     Index("ix_generations_lease_until", "lease_until", postgresql_where=text("lease_until IS NOT NULL")),
+    # Holds those few that have one.
+    Index(
+        "uq_generations_user_id_idempotency_key",
+        "user_id",
+        "idempotency_key",
+        unique=True,
+        postgresql_where=text("idempotency_key IS NOT NULL"),
+    ),
     # An order looks here for what it may repeat: by the SDK's count, and by a client without an answer. The second is
-    # asked for each order, and so holds those few only.
+    # asked for each order, and so holds those few only: all that the statement asks for, or no plan can have it.
     Index(
         "ix_generations_api_key_id_order_digest_created_at",
         "api_key_id",
@@ -183,7 +190,7 @@ generations = Table(
         "api_key_id",
         "order_digest",
         "created_at",
-        postgresql_where=text("left_at IS NOT NULL OR state = 'unknown'"),
+        postgresql_where=text("left_at IS NOT NULL OR state IN ('unknown', 'lost')"),
     ),
     # What a person has to look at.
     Index("ix_generations_unknown", "id", postgresql_where=text("state = 'unknown'")),

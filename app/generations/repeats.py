@@ -27,7 +27,8 @@ _LIVE = """
     WHERE k.id = :api_key_id AND k.revoked_at IS NULL AND u.disabled_at IS NULL"""
 
 # Short look-ups instead of joins: an index then gives the rows in order and within the time, whatever Postgres makes
-# of how often the same was ordered. As joins, 150,000 orders for the same were read and sorted for each retry.
+# of how often the same was ordered. As joins, 150,000 orders for the same were read and sorted for each retry. A
+# connection keeps the plan that it made when it began, also when that was in an empty database.
 _JOINABLE = """
     EXISTS (SELECT FROM live) AND CAST(:idempotency_key AS text) IS NULL
     AND CAST(:join_within_seconds AS double precision) > 0
@@ -53,20 +54,23 @@ unanswered AS MATERIALIZED (
     ORDER BY g.created_at, g.id LIMIT 1 FOR UPDATE
 ),
 newest AS MATERIALIZED (
-    SELECT g.id FROM generations g WHERE {_JOINABLE}
+    SELECT g.id, g.created_at FROM generations g WHERE {_JOINABLE}
         AND :retry_count > 0 AND g.retry_count < :retry_count AND NOT EXISTS (SELECT FROM unanswered)
     ORDER BY g.created_at DESC LIMIT {_CHAINS_MAX}
 ),
 retried AS MATERIALIZED (
     SELECT g.id FROM generations g
-    WHERE g.id IN (SELECT id FROM newest) AND g.retry_count < :retry_count
+    -- By the index that gave them: a plan that was made in an empty database read the whole table for their ids.
+    WHERE g.api_key_id = :api_key_id AND g.order_digest = :order_digest AND g.idempotency_key IS NULL
+        AND g.created_at >= (SELECT min(created_at) FROM newest) AND g.id IN (SELECT id FROM newest)
+        AND g.retry_count < :retry_count
         AND g.state <> 'failed' AND g.deleted_at IS NULL
     -- A second retry goes on where the first one was, and takes nobody else's order for its own.
     ORDER BY g.retry_count DESC, g.created_at DESC LIMIT 1 FOR UPDATE
 ),
 joined AS (
     UPDATE generations g SET repeats = g.repeats + 1, retry_count = :retry_count, left_at = NULL
-    FROM (SELECT id FROM unanswered UNION ALL SELECT id FROM retried) one WHERE g.id = one.id
+    WHERE g.id = (SELECT id FROM unanswered UNION ALL SELECT id FROM retried)
     RETURNING g.id, g.repeats
 )"""  # noqa: S608
 

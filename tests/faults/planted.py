@@ -84,9 +84,9 @@ BUGS: tuple[Bug, ...] = (
     ),
     Bug(
         "no unique (owner, key)",
-        "migrations/versions/0001_users_keys_budgets_generations_images.py",
-        'sa.UniqueConstraint("user_id", "idempotency_key",',
-        'sa.UniqueConstraint("user_id", "idempotency_key", "id",',
+        "migrations/versions/0006_indexes_of_repeats.py",
+        '        ["user_id", "idempotency_key"],\n        unique=True,',
+        '        ["user_id", "idempotency_key", "id"],\n        unique=True,',
         "kills",
         20,
     ),
