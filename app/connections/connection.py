@@ -22,6 +22,10 @@ _LOOKS = 4
 # Of a server that sends headers without end.
 _HEAD_BYTES_MAX = 64 * 1024
 
+# What is sent, and what came. A picture stays where the socket put it, in memory that may be lent for as long as it is
+# kept: a copy of a large one takes as long as its checks.
+Body = bytes | bytearray | memoryview
+
 
 class BodyTooLarge(Exception):
     """The answer is larger than the caller allowed; what was read of it is dropped."""
@@ -49,8 +53,8 @@ class Connection(asyncio.BufferedProtocol):
         self._rest: tuple[asyncio.TimerHandle, Callable[[], None]] | None = None
         # Looks whether the other side is silent, while somebody waits who wants to know.
         self._silence: asyncio.TimerHandle | None = None
-        self._is_silent = False
         self._unsent = 0
+        self._loop = asyncio.get_running_loop()
         self._begin()
 
     def _begin(self) -> None:
@@ -68,13 +72,12 @@ class Connection(asyncio.BufferedProtocol):
         self._body = bytearray()
         self._body_bytes_max: int | None = None
         self._in_pieces = False
-        # How much of `_body` is filled, once its length is known and the system writes into it.
-        self._filled: int | None = None
+        # Where the system writes a body whose length is known, and how much of that is filled.
+        self._into: memoryview | None = None
+        self._filled = 0
         self._failure: Exception | None = None
 
-    async def ask(
-        self, head: bytes, body: bytes | bytearray = b"", *, silence_seconds_max: float | None = None
-    ) -> None:
+    async def ask(self, head: bytes, body: Body = b"", *, silence_seconds_max: float | None = None) -> None:
         """Sends a request and waits for the head of its answer. An answer that comes before all of `body` is sent ends
         the sending, and is broken if it says that all is well. Raises AnswerBroken, and TimeoutError after so long a
         silence.
@@ -104,24 +107,30 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.write(body[start : start + _SENT_PIECE_BYTES])
         return True
 
-    async def read(self, bytes_max: int, *, silence_seconds_max: float | None = None) -> bytearray:
-        """Waits for the body. Raises BodyTooLarge, AnswerBroken, and TimeoutError after so long a silence."""
+    async def read(
+        self, bytes_max: int, *, into: memoryview | None = None, silence_seconds_max: float | None = None
+    ) -> Body:
+        """Waits for the body, which comes to stand in `into` if that is as long as it. Raises BodyTooLarge,
+        AnswerBroken, and TimeoutError after so long a silence.
+        """
         if max(self.length or 0, len(self._body)) > bytes_max:
             raise BodyTooLarge
+        body: bytearray | memoryview | None = None
         if not self._whole and self._transport is not None:
             self._body_bytes_max = bytes_max
             if self.length is not None:
-                began = self._body
-                self._body = bytearray(self.length)
-                self._body[: len(began)] = began
-                self._filled = len(began)
+                body = into if into is not None and len(into) == self.length else bytearray(self.length)
+                self._filled = len(self._body)
+                body[: self._filled] = self._body
+                self._into = memoryview(body)
             self._transport.resume_reading()
         try:
             await self._until_or_silent(lambda: self._whole, silence_seconds_max)
         finally:
-            # Megabytes that nobody counts any more, were they kept until somebody lets go of the connection.
-            body, self._body = self._body, bytearray()
-        return body
+            # Megabytes that nobody counts any more, were they kept until somebody lets go of the connection. And what
+            # was lent is written to no longer.
+            received, self._body, self._into = self._body, bytearray(), None
+        return received if body is None else body
 
     @property
     def has_come(self) -> bool:
@@ -133,7 +142,7 @@ class Connection(asyncio.BufferedProtocol):
         self._in_pieces = True
         if not self.has_come and self._transport is not None:
             self._transport.resume_reading()
-        await self._until(lambda: self.has_come)
+        await self._until_or_silent(lambda: self.has_come, None)
 
     def take(self) -> bytes:
         """Gives what came of the body since the last; nothing at its end."""
@@ -141,47 +150,38 @@ class Connection(asyncio.BufferedProtocol):
         return bytes(piece)
 
     async def _until_or_silent(self, is_so: Callable[[], bool], seconds_max: float | None) -> None:
-        if seconds_max is None or is_so():
-            return await self._until(is_so)
-        loop = asyncio.get_running_loop()
-        self._is_silent = False
-        # Not asyncio.timeout, which takes three times as long.
-        self._heard_at, self._unsent = loop.time(), self._unsent_bytes()
-        self._silence = loop.call_later(seconds_max / _LOOKS, self._look_for_silence, seconds_max)
+        if is_so():
+            return
+        if seconds_max is not None:
+            # Not asyncio.timeout, which takes three times as long.
+            self._heard_at, self._unsent = self._loop.time(), self._unsent_bytes()
+            self._silence = self._loop.call_later(seconds_max / _LOOKS, self._look_for_silence, seconds_max)
         try:
-            await self._until(lambda: self._is_silent or is_so())
+            while not is_so():
+                if self._failure is not None:
+                    raise self._failure
+                self._woken = self._loop.create_future()
+                await self._woken
         finally:
             if self._silence is not None:
                 self._silence.cancel()
                 self._silence = None
-        if not is_so():
-            raise TimeoutError
-        return None
 
     def _look_for_silence(self, seconds_max: float) -> None:
         # Nobody is woken for a piece: of two megabytes there may be a hundred.
-        loop = asyncio.get_running_loop()
         if (unsent := self._unsent_bytes()) < self._unsent:
             # The other side reads: a piece may take it longer than it may be silent.
-            self._heard_at = loop.time()
+            self._heard_at = self._loop.time()
         self._unsent = unsent
-        seconds_left = self._heard_at + seconds_max - loop.time()
+        seconds_left = self._heard_at + seconds_max - self._loop.time()
         if seconds_left > 0:
             pause_seconds = min(seconds_left, seconds_max / _LOOKS)
-            self._silence = loop.call_later(pause_seconds, self._look_for_silence, seconds_max)
-        else:
-            self._is_silent = True
-            self._wake()
+            self._silence = self._loop.call_later(pause_seconds, self._look_for_silence, seconds_max)
+        elif self._woken is not None and not self._woken.done():
+            self._woken.set_exception(TimeoutError())
 
     def _unsent_bytes(self) -> int:
         return 0 if self._transport is None else self._transport.get_write_buffer_size()
-
-    async def _until(self, is_so: Callable[[], bool]) -> None:
-        while not is_so():
-            if self._failure is not None:
-                raise self._failure
-            self._woken = asyncio.get_running_loop().create_future()
-            await self._woken
 
     def _wake(self) -> None:
         if self._woken is not None and not self._woken.done():
@@ -200,7 +200,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def rest(self, seconds: float, *, on_end: Callable[[], None]) -> None:
         """Waits for nothing but to be taken again, at most so long; `on_end` is told when it drops before."""
-        self._rest = asyncio.get_running_loop().call_later(seconds, self.abort), on_end
+        self._rest = self._loop.call_later(seconds, self.abort), on_end
 
     def end_rest(self) -> None:
         """Rests no longer."""
@@ -235,18 +235,16 @@ class Connection(asyncio.BufferedProtocol):
         self._wake()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        if self._filled is not None and not self._whole:
-            return memoryview(self._body)[self._filled :]
-        return self._scratch
+        return self._scratch if self._into is None or self._whole else self._into[self._filled :]
 
     def buffer_updated(self, nbytes: int) -> None:
         self.heard = True
-        self._heard_at = asyncio.get_running_loop().time()
+        self._heard_at = self._loop.time()
         if self._whole:
             # Nobody asked for more than one answer: what comes now would be taken for the next one's.
             self.reusable = False
             self.abort()
-        elif self._filled is not None:
+        elif self._into is not None:
             self._filled += nbytes
             if self._filled == self.length:
                 self._whole = True

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from app.connections.connection import AnswerBroken, Connection, NotConnected
+from app.connections.connection import AnswerBroken, Body, Connection, NotConnected
 from app.connections.dialing import Dial
 
 # Shorter than servers are known to keep an idle connection, so that few are found closed.
@@ -30,7 +30,7 @@ class Request:
     port: int
     server_name: str | None
     head: bytes = field(repr=False)
-    body: bytes | bytearray = field(default=b"", repr=False)
+    body: Body = field(default=b"", repr=False)
 
 
 class Incoming(Protocol):
@@ -45,9 +45,11 @@ class Incoming(Protocol):
     @property
     def length(self) -> int | None: ...
 
-    async def read(self, *, bytes_max: int, silence_seconds_max: float | None = None) -> bytearray:
-        """Promises the whole body. Raises BodyTooLarge, before anything is read where that is told; AnswerBroken;
-        TimeoutError after so long a silence.
+    async def read(
+        self, *, bytes_max: int, into: memoryview | None = None, silence_seconds_max: float | None = None
+    ) -> Body:
+        """Promises the whole body, which comes to stand in `into` if that is as long as it. Raises BodyTooLarge, before
+        anything is read where that is told; AnswerBroken; TimeoutError after so long a silence.
         """
 
     def close(self) -> None:
@@ -160,9 +162,11 @@ class _Answer:
         self._connection: Connection | None = connection
         self._keep = keep
 
-    async def read(self, *, bytes_max: int, silence_seconds_max: float | None = None) -> bytearray:
+    async def read(
+        self, *, bytes_max: int, into: memoryview | None = None, silence_seconds_max: float | None = None
+    ) -> Body:
         assert self._connection is not None, "read once"
-        body = await self._connection.read(bytes_max, silence_seconds_max=silence_seconds_max)
+        body = await self._connection.read(bytes_max, into=into, silence_seconds_max=silence_seconds_max)
         if self._connection.reusable:
             self._connection = None
             self._keep()

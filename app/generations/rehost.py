@@ -11,10 +11,11 @@ from dataclasses import replace
 import structlog
 
 from app import telemetry
+from app.connections.connection import Body
 from app.generations.picture import EXTENSIONS, NotAPicture, Picture, inspect
 from app.generations.records import Generation, Image
 from app.generations.stores import Stores
-from app.storage.base import Body, CannotTell, ObjectMissing, Storage, StorageError
+from app.storage.base import CannotTell, ObjectMissing, Storage, StorageError
 from app.upstream.download import Downloader, DownloadError
 from app.upstream.room import Hold, Room
 
@@ -103,7 +104,7 @@ class Rehost:
         log.debug("picture_stored", position=position, storage=storage)
         return _image(picture, position, storage, key)
 
-    async def _fetch(self, url: str, held: Hold) -> bytearray:
+    async def _fetch(self, url: str, held: Hold) -> Body:
         try:
             return await self._downloader.fetch(url, held)
         except DownloadError as error:

@@ -15,12 +15,12 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.connections.connection import Body
 from app.database.pool import Database
 from app.database.tables import spool
 from app.errors import DatabaseUnavailable
 from app.storage.base import (
     CHUNK_BYTES,
-    Body,
     ListedObject,
     ObjectMissing,
     StorageUnavailable,

@@ -11,10 +11,11 @@ from contextlib import suppress
 import structlog
 
 from app import telemetry
+from app.connections.connection import Body
 from app.errors import AppError, DatabaseUnavailable, Overloaded
 from app.errors import StorageUnavailable as NothingTaken
 from app.generations.spool import Spool, SpoolUse
-from app.storage.base import Body, Storage, StorageError, StorageMisconfigured, StorageUnavailable
+from app.storage.base import Storage, StorageError, StorageMisconfigured, StorageUnavailable
 from app.storage.deferred import DeferredStorage
 
 log = structlog.get_logger(__name__)

@@ -15,6 +15,8 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import Protocol, Self
 
+from app.connections.connection import Body
+
 # Big enough that a picture takes few hops between loop and thread, small enough that a slow reader holds little memory.
 CHUNK_BYTES = 256 * 1024
 
@@ -25,10 +27,6 @@ KEY_BYTES_MAX = 1024
 _KEY_PART_BYTES_MAX = 200  # A folder's file names end at 255 bytes, and the name of a part-written file is longer.
 # A part never begins with a dot: that rules out `.` and `..`, and leaves dotted names to part-written files.
 _KEY_PART = re.compile(r"[A-Za-z0-9_=-][A-Za-z0-9._=-]*")
-
-
-# A picture's bytes. A bytearray is as it came from the socket: a copy of a large one takes as long as its checks.
-Body = bytes | bytearray
 
 
 class StorageError(Exception):

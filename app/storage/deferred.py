@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from functools import partial
 
-from app.storage.base import Body, Chunks, ListedObject, Storage, StoredObject
+from app.connections.connection import Body
+from app.storage.base import Chunks, ListedObject, Storage, StoredObject
 
 
 class DeferredStorage:

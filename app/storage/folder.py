@@ -12,9 +12,9 @@ from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
+from app.connections.connection import Body
 from app.storage.base import (
     LISTED_MAX,
-    Body,
     ListedObject,
     ObjectMissing,
     ObjectStream,

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from botocore.exceptions import ClientError
 
+from app.connections.connection import Body
 from app.storage.base import (
     LISTED_MAX,
-    Body,
     CannotTell,
     ListedObject,
     ObjectMissing,

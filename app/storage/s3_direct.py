@@ -22,10 +22,9 @@ from urllib.parse import SplitResult, quote, urlsplit
 from botocore.credentials import RefreshableCredentials
 from botocore.utils import get_environ_proxies
 
-from app.connections.connection import AnswerBroken, BodyTooLarge, NotConnected
+from app.connections.connection import AnswerBroken, Body, BodyTooLarge, NotConnected
 from app.connections.dialing import Dialer
 from app.connections.kept import KeptConnections, Request
-from app.storage.base import Body
 from app.storage.s3_faults import ERRORS
 
 if TYPE_CHECKING:

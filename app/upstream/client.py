@@ -15,7 +15,7 @@ from app.connections.connection import BodyTooLarge
 from app.upstream.catalog import Model
 from app.upstream.outcome import BytesSource, Generated, Outcome, Refused, Unknown
 from app.upstream.reply import read_reply
-from app.upstream.room import SMALL_BYTES, UNTOLD_BYTES, Hold, Room, outside
+from app.upstream.room import SMALL_BYTES, UNTOLD_BYTES, Hold, Room
 from app.upstream.wire import NEVER_SENT, Wire
 
 # A picture of 32 MiB is 42.7 MiB of base64; the rest is room for the envelope and the revised prompt.
@@ -153,7 +153,7 @@ async def _read_answer(response: httpx.Response, bytes_max: int, deadline: async
         raise BodyTooLarge
     body, waits = bytearray(), length is None or decoder is not None
     if length is not None and not waits:
-        await outside(deadline, held.take(length))
+        await held.take(length, deadline=deadline)
     async for chunk in response.aiter_raw():
         if decoder is not None:
             body += decoder.decompress(chunk, bytes_max + 1 - len(body))
@@ -164,7 +164,7 @@ async def _read_answer(response: httpx.Response, bytes_max: int, deadline: async
         if len(body) > bytes_max:
             raise BodyTooLarge
         if waits and len(body) > SMALL_BYTES:
-            await outside(deadline, held.take(UNTOLD_BYTES))
+            await held.take(UNTOLD_BYTES, deadline=deadline)
             waits = False
     if decoder is not None and not decoder.eof:
         raise httpx.DecodingError("a body that ends before its gzip stream does")

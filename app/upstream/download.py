@@ -8,11 +8,11 @@ from urllib.parse import urljoin
 
 import httpx
 
-from app.connections.connection import AnswerBroken, BodyTooLarge, NotConnected
+from app.connections.connection import AnswerBroken, Body, BodyTooLarge, NotConnected
 from app.connections.dialing import dial_address
 from app.connections.kept import Incoming, KeptConnections, Request, Transport
 from app.upstream.guard import Address, SourceAddress, SourceForbiddenError, check_addresses, parse_source_url
-from app.upstream.room import UNTOLD_BYTES, Hold, outside
+from app.upstream.room import UNTOLD_BYTES, Hold
 
 BODY_BYTES_MAX = 32 * 1024 * 1024
 
@@ -71,10 +71,11 @@ class Downloader:
         # httpx's context: certifi's authorities, or those of SSL_CERT_FILE.
         self._transport = transport or KeptConnections(dial_address, tls=httpx.create_ssl_context)
 
-    async def fetch(self, url: str, held: Hold | None = None) -> bytearray:
+    async def fetch(self, url: str, held: Hold | None = None) -> Body:
         """Promises the whole body, as long as its Content-Length says; whether it is a picture is not looked at.
 
-        `held` takes the room for it, and what that takes is no part of the try's time.
+        `held` takes the room for it, and what that takes is no part of the try's time. What it lends is the body's for
+        as long as it holds.
         Raises: `SourceForbidden`, `SourceTooLarge`, `SourceUnavailable`.
         """
         # Errors below are raised `from None`: the text of what lies beneath may hold the URL with its signature.
@@ -88,7 +89,7 @@ class Downloader:
         """Closes every connection."""
         await self._transport.close()
 
-    async def _follow(self, url: str, deadline: asyncio.Timeout, held: Hold | None) -> bytearray:
+    async def _follow(self, url: str, deadline: asyncio.Timeout, held: Hold | None) -> Body:
         source = self._checked(url)
         for _ in range(_REDIRECTS_MAX + 1):
             incoming = await self._open(source)
@@ -96,8 +97,9 @@ class Downloader:
                 if incoming.status not in _REDIRECT_STATUSES:
                     _require_picture(source, incoming)
                     if held is not None and (incoming.length or 0) <= self._body_bytes_max:
-                        await outside(deadline, held.take(UNTOLD_BYTES if incoming.length is None else incoming.length))
-                    body = await self._body(source, incoming)
+                        length = UNTOLD_BYTES if incoming.length is None else incoming.length
+                        await held.take(length, deadline=deadline)
+                    body = await self._body(source, incoming, held)
                     if held is not None:
                         held.settle(len(body))
                     return body
@@ -159,9 +161,11 @@ class Downloader:
             raise refused from None
         return addresses
 
-    async def _body(self, source: SourceAddress, incoming: Incoming) -> bytearray:
+    async def _body(self, source: SourceAddress, incoming: Incoming, held: Hold | None) -> Body:
+        length = incoming.length or 0
+        into = held.lend(length) if held is not None and length <= self._body_bytes_max else None
         try:
-            return await incoming.read(bytes_max=self._body_bytes_max)
+            return await incoming.read(bytes_max=self._body_bytes_max, into=into)
         except BodyTooLarge:
             raise SourceTooLarge(f"{source.host} sent more than {self._body_bytes_max} bytes") from None
         except AnswerBroken as error:

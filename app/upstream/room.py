@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -10,15 +10,11 @@ from typing import Self
 SMALL_BYTES = 256 * 1024
 # What one that doesn't say how large it is takes to begin with: a picture of a usual size, in base64.
 UNTOLD_BYTES = 4 * 1024 * 1024
-
-
-async def outside(deadline: asyncio.Timeout, waiting: Awaitable[None]) -> None:
-    """Wait, and put `deadline` off by as long as that takes: who has no room of ours is not slow."""
-    when, began = deadline.when(), asyncio.get_running_loop().time()
-    deadline.reschedule(None)
-    await waiting
-    if when is not None:
-        deadline.reschedule(when + asyncio.get_running_loop().time() - began)
+# How much memory is kept for the next pictures. New memory has to be made zeros first, and is far from the processor:
+# a picture of 1.5 MB took a tenth longer.
+_SPARE_BYTES_MAX = 16 * 1024 * 1024
+# What is made anew is of these steps, so that a picture fits in where one of about its size was.
+_STEP_BYTES = 512 * 1024
 
 
 class Room:
@@ -32,6 +28,7 @@ class Room:
         self._bytes_max = bytes_max
         self._patience_seconds = patience_seconds
         self._used = 0
+        self._spare: list[bytearray] = []
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     @property
@@ -39,14 +36,25 @@ class Room:
         """How much is held just now."""
         return self._used
 
+    @property
+    def spare_bytes(self) -> int:
+        """How much memory waits for the next pictures; it comes to what is held while it is lent."""
+        return sum(map(len, self._spare))
+
     def hold(self) -> "Hold":
         """Return what room is taken with, for as long as the `with` that it is entered by lasts."""
         return Hold(self)
 
+    def take_at_once(self, size_bytes: int) -> bool:
+        """Take room if there is some, and nobody waits for it."""
+        if self._waiting or not self._fits(size_bytes):
+            return False
+        self._used += size_bytes
+        return True
+
     async def take(self, size_bytes: int) -> None:
         """Wait until there is room, at most as long as patience lasts, and take it."""
-        if not self._waiting and self._fits(size_bytes):
-            self._used += size_bytes
+        if self.take_at_once(size_bytes):
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         entry = (size_bytes, turn)
@@ -71,6 +79,19 @@ class Room:
         self._used += size_bytes
         self._let_in()
 
+    def take_memory(self, size_bytes: int) -> bytearray:
+        """Return memory of so many bytes or more, with anything in it: spare, the last that was given back, or new."""
+        for number in range(len(self._spare) - 1, -1, -1):
+            if size_bytes <= len(self._spare[number]) <= size_bytes + 2 * _STEP_BYTES:
+                return self._spare.pop(number)
+        return bytearray(-(-size_bytes // _STEP_BYTES) * _STEP_BYTES)
+
+    def give_back(self, memory: bytearray) -> None:
+        """Keep memory for the next picture, unless there is enough or anybody still looks at it."""
+        self._spare.append(memory)
+        while self.spare_bytes > _SPARE_BYTES_MAX:
+            del self._spare[0]
+
     def _fits(self, size_bytes: int) -> bool:
         # One that is larger than all the room there is comes alone.
         return self._used == 0 or self._used + size_bytes <= self._bytes_max
@@ -89,12 +110,23 @@ class Hold:
     def __init__(self, room: Room) -> None:
         self._room = room
         self._bytes = 0
+        self._lent: tuple[bytearray, memoryview] | None = None
 
-    async def take(self, size_bytes: int) -> None:
-        """As Room.take, for this hold; nothing for what is small."""
-        if size_bytes > SMALL_BYTES:
+    async def take(self, size_bytes: int, *, deadline: asyncio.Timeout | None = None) -> None:
+        """As Room.take, for this hold; nothing for what is small.
+
+        `deadline` is put off by as long as that takes: who has no room of ours is not slow.
+        """
+        if size_bytes <= SMALL_BYTES:
+            return
+        if not self._room.take_at_once(size_bytes):
+            when, began = deadline.when() if deadline else None, asyncio.get_running_loop().time()
+            if deadline is not None:
+                deadline.reschedule(None)
             await self._room.take(size_bytes)
-            self._bytes += size_bytes
+            if deadline is not None and when is not None:
+                deadline.reschedule(when + asyncio.get_running_loop().time() - began)
+        self._bytes += size_bytes
 
     def settle(self, size_bytes: int) -> None:
         """Hold what there is by now, more or less than was taken: nobody waits for that."""
@@ -102,8 +134,33 @@ class Hold:
         self._room.add(size_bytes - self._bytes)
         self._bytes = size_bytes
 
+    def lend(self, size_bytes: int) -> memoryview | None:
+        """Return memory for so many bytes, with anything in it, until this hold ends; None for what is small.
+
+        Whoever reads it later is refused with ValueError, and whoever is still reading it then keeps it.
+        """
+        if size_bytes <= SMALL_BYTES:
+            return None
+        self._end_loan()
+        memory = self._room.take_memory(size_bytes)
+        view = memoryview(memory)[:size_bytes]
+        self._lent = memory, view
+        return view
+
+    def _end_loan(self) -> None:
+        if self._lent is not None:
+            memory, view = self._lent
+            self._lent = None
+            with suppress(BufferError):
+                view.release()
+                # A thread that nobody waits for any more may be at a piece of it: its size can't be changed then.
+                memory.append(0)
+                memory.pop()
+                self._room.give_back(memory)
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._end_loan()
         self.settle(0)

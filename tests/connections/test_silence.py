@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from app.connections.connection import Connection
+from app.connections.connection import Body, Connection
 from app.connections.dialing import Dialer
 from app.connections.kept import Incoming, KeptConnections, Request
 
@@ -50,7 +50,7 @@ async def dial_with_little_room(
     return connection
 
 
-async def sent(port: int, body: bytes) -> tuple[Incoming, bytearray]:
+async def sent(port: int, body: bytes) -> tuple[Incoming, Body]:
     connections = KeptConnections(dial_with_little_room, tls=ssl.create_default_context)
     request = Request("127.0.0.1", port, None, b"PUT / HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(body), body)
     try:

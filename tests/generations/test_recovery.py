@@ -15,6 +15,7 @@ from PIL import Image as Pillow
 from sqlalchemy import text
 
 from app.accounts.keys import Caller
+from app.connections.connection import Body
 from app.database.pool import Database
 from app.generations import records
 from app.generations.driver import Driver
@@ -24,7 +25,7 @@ from app.generations.recovery import recover_for_ever
 from app.generations.rehost import Rehost
 from app.generations.runner import Runner
 from app.generations.stores import Stores
-from app.storage.base import Body, ObjectStream
+from app.storage.base import ObjectStream
 from app.storage.folder import FolderStorage
 from app.upstream.breaker import Breaker
 from app.upstream.catalog import load_catalog

@@ -70,12 +70,16 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def _png(*, before: bytes = b"", pixels: bytes | None = None, after: bytes = b"") -> bytes:
+HEADER = struct.pack(">IIBBBBB", 100, 100, 8, 2, 0, 0, 0)
+
+
+def _png(
+    *, before: bytes = b"", pixels: bytes | None = None, after: bytes = b"", first: bytes = _chunk(b"IHDR", HEADER)
+) -> bytes:
     """A PNG of 100 rows, with chunks beside its pixels."""
-    header = struct.pack(">IIBBBBB", 100, 100, 8, 2, 0, 0, 0)
     noise = zlib.compress(b"".join(b"\0" + hashlib.sha256(bytes([row])).digest() * 10 for row in range(100)))
     pixels = _chunk(b"IDAT", noise) if pixels is None else pixels
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + before + pixels + after + _chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + first + before + pixels + after + _chunk(b"IEND", b"")
 
 
 WHOLE_PNGS = {
@@ -123,6 +127,48 @@ def test_a_png_cut_anywhere_is_refused() -> None:
     for length in range(len(body)):
         with pytest.raises(NotAPicture):
             inspect(body[:length], pixels_max=PIXELS_MAX)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+def test_a_png_of_every_kind_of_colour_is_taken_with_its_size(mode: str) -> None:
+    written = BytesIO()
+    Image.new(mode, (30, 20)).save(written, "PNG")
+
+    picture = inspect(written.getvalue(), pixels_max=PIXELS_MAX)
+
+    assert (picture.width, picture.height, picture.content_type) == (30, 20, "image/png")
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        b"",
+        _chunk(b"tEXt", b"a\0b" + HEADER),
+        _chunk(b"IHDR", HEADER + b"\0"),
+        *(
+            _chunk(b"IHDR", struct.pack(">IIBBBBB", *told))
+            for told in (
+                (0, 100, 8, 2, 0, 0, 0),
+                (100, 0, 8, 2, 0, 0, 0),
+                (100, 100, 4, 2, 0, 0, 0),
+                (100, 100, 8, 5, 0, 0, 0),
+                (100, 100, 8, 2, 1, 0, 0),
+                (100, 100, 8, 2, 0, 1, 0),
+                (100, 100, 8, 2, 0, 0, 2),
+            )
+        ),
+    ],
+)
+def test_a_png_whose_header_no_png_has_is_refused(first: bytes) -> None:
+    with pytest.raises(NotAPicture, match="header"):
+        inspect(_png(first=first), pixels_max=PIXELS_MAX)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_a_picture_in_lent_memory_is_read_as_any_other(kind: str) -> None:
+    body = _picture(kind)
+
+    assert inspect(memoryview(bytearray(body)), pixels_max=PIXELS_MAX).sha256 == hashlib.sha256(body).digest()
 
 
 @pytest.mark.parametrize("pixels", [b"", _chunk(b"tEXt", b"a\0b")])

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from app.connections.connection import Body
 from app.database.pool import Database
 from app.generations import images, records, spool
 from app.generations.records import Image, Move
-from app.storage.base import Body, ObjectMissing, Storage, StorageError, StorageMisconfigured, StorageUnavailable
+from app.storage.base import ObjectMissing, Storage, StorageError, StorageMisconfigured, StorageUnavailable
 from app.storage.deferred import DeferredStorage
 from app.storage.folder import FolderStorage
 from tests.generations.parts import Parts, png

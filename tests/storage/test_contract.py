@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import hashlib
 import os
 
 import pytest
@@ -21,6 +22,20 @@ async def test_what_was_put_is_read_back(storage: Storage) -> None:
     await storage.put(KEY, PICTURE, content_type="image/png")
 
     assert await whole(storage, KEY) == PICTURE
+
+
+@pytest.mark.parametrize("checked", [False, True])
+async def test_a_picture_in_lent_memory_is_kept_as_it_was_when_it_was_put(storage: Storage, checked: bool) -> None:
+    if checked:
+        # From then on a bucket may be written to in another way.
+        await storage.check()
+    memory = bytearray(BIG)
+    body = memoryview(memory)[: len(BIG) - 10]
+    await storage.put(KEY, body, content_type="image/png", sha256=hashlib.sha256(body).digest())
+    body.release()
+    memory[:] = bytes(len(BIG))
+
+    assert await whole(storage, KEY) == BIG[:-10]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from app.upstream.outcome import BytesSource, Generated
-from app.upstream.room import SMALL_BYTES, UNTOLD_BYTES, Hold, Room, outside
+from app.upstream.room import SMALL_BYTES, UNTOLD_BYTES, Hold, Room
 from tests.upstream.internet import downloader
 from tests.upstream.orders import MODEL, order_from, upstream_at
 from tests.upstream.raw_server import Connection, raw_server
@@ -124,21 +124,114 @@ async def test_who_is_let_in_and_cancelled_in_the_same_moment_holds_nothing() ->
 
 async def test_a_deadline_stands_still_while_room_is_waited_for() -> None:
     # Longer than the deadline leaves.
-    async with asyncio.timeout(0.2) as deadline:
-        await outside(deadline, asyncio.sleep(0.4))
-        await asyncio.sleep(0.05)
+    room = Room(bytes_max=MIB, patience_seconds=0.4)
+    with room.hold() as first, room.hold() as held:
+        await first.take(MIB)
+        async with asyncio.timeout(0.2) as deadline:
+            await held.take(MIB, deadline=deadline)
+            await asyncio.sleep(0.05)
     assert not deadline.expired()
     assert deadline.when() is not None
 
 
-async def test_a_deadline_goes_on_after_the_wait_for_room() -> None:
+@pytest.mark.parametrize("patience_seconds", [0.05, LONG_SECONDS])
+async def test_a_deadline_goes_on_after_room_is_taken(patience_seconds: float) -> None:
+    room = Room(bytes_max=MIB, patience_seconds=patience_seconds)
+
     async def late() -> None:
-        async with asyncio.timeout(0.2) as deadline:
-            await outside(deadline, asyncio.sleep(0.05))
-            await asyncio.sleep(LONG_SECONDS)
+        with room.hold() as first, room.hold() as held:
+            if patience_seconds < LONG_SECONDS:
+                await first.take(MIB)
+            async with asyncio.timeout(0.2) as deadline:
+                await held.take(MIB, deadline=deadline)
+                await asyncio.sleep(LONG_SECONDS)
 
     with pytest.raises(TimeoutError):
         await late()
+
+
+# Memory that is lent
+
+
+def lent(hold: Hold, size_bytes: int) -> memoryview:
+    view = hold.lend(size_bytes)
+    assert view is not None
+    assert len(view) == size_bytes
+    return view
+
+
+async def test_memory_that_was_given_back_is_lent_again_to_who_needs_about_as_much() -> None:
+    room = Room(bytes_max=10 * MIB)
+    with room.hold() as first:
+        lent(first, MIB)[:5] = b"first"
+
+    with room.hold() as smaller, room.hold() as other:
+        assert bytes(lent(smaller, MIB - 10)[:5]) == b"first"
+        assert bytes(lent(other, MIB)[:5]) == bytes(5), "one memory is lent to one at a time"
+    with room.hold() as much_smaller:
+        assert bytes(lent(much_smaller, SMALL_BYTES + 1)[:5]) == b"first"
+    with room.hold() as larger:
+        assert bytes(lent(larger, 3 * MIB)[:5]) == bytes(5)
+
+
+async def test_nobody_reads_lent_memory_after_its_hold_has_ended() -> None:
+    with Room(bytes_max=MIB).hold() as held:
+        body = lent(held, MIB)
+
+    with pytest.raises(ValueError, match="released"):
+        bytes(body)
+
+
+@pytest.mark.parametrize("look", [lambda body: memoryview(body), lambda body: body[1000:]])
+async def test_memory_that_somebody_still_looks_at_is_lent_to_nobody_else(
+    look: Callable[[memoryview], memoryview],
+) -> None:
+    room = Room(bytes_max=10 * MIB)
+    with room.hold() as first:
+        body = lent(first, MIB)
+        body[-5:] = b"first"
+        looked_at = look(body)
+    with room.hold() as other:
+        lent(other, MIB)[-5:] = b"other"
+
+    assert bytes(looked_at[-5:]) == b"first"
+
+
+async def test_a_hold_that_lends_twice_lends_the_same_memory() -> None:
+    with Room(bytes_max=10 * MIB).hold() as held:
+        lent(held, MIB)[:5] = b"first"
+
+        assert bytes(lent(held, MIB)[:5]) == b"first"
+
+
+async def test_what_is_small_is_lent_nothing_and_little_memory_is_kept() -> None:
+    room = Room(bytes_max=100 * MIB)
+    with room.hold() as small:
+        assert small.lend(SMALL_BYTES) is None
+    with room.hold() as one, room.hold() as other, room.hold() as third:
+        for hold in (one, other, third):
+            lent(hold, 8 * MIB)
+
+    assert room.spare_bytes <= 16 * MIB
+
+
+async def test_two_pictures_one_after_the_other_come_into_the_same_memory_each_whole() -> None:
+    pictures = [PICTURE, PICTURE[::-1]]
+    room, waiting = Room(bytes_max=10 * MIB), iter(pictures)
+
+    async def script(connection: Connection) -> None:
+        await connection.answer("200 OK", next(waiting))
+
+    async with raw_server(script) as server, downloader(bytes_max=len(PICTURE)) as opened:
+        came = []
+        for _ in pictures:
+            with room.hold() as held:
+                body = await opened.fetch(f"{server.url}/a.png", held)
+                came.append(bytes(body))
+                assert isinstance(body, memoryview), "lent"
+
+    assert came == pictures
+    assert room.spare_bytes < 2 * len(PICTURE), "one memory was enough"
 
 
 # Who takes it
