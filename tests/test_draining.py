@@ -71,7 +71,8 @@ def test_an_order_taken_after_notice_was_given_outlives_the_port_and_is_finished
     ):
         installation.terminate()
         eventually(lambda: readiness(installation) == 503)
-        answer = threads.submit(installation.order, f"a fox [[delay {SHORT_NOTICE_SECONDS}]]")
+        # For longer than it can take to see that the port is closed.
+        answer = threads.submit(installation.order, f"a fox [[delay {SHORT_NOTICE_SECONDS + 3}]]")
 
         eventually(lambda: refuses(installation.port), seconds=30)
 

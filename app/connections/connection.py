@@ -90,7 +90,8 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.write(head + body)
         else:
             self._transport.write(head)
-            all_sent = await self._send(memoryview(body), silence_seconds_max)
+            with memoryview(body) as whole:
+                all_sent = await self._send(whole, silence_seconds_max)
         await self._until_or_silent(lambda: self._head_is_whole, silence_seconds_max)
         if self._transport is not None and self._transport.get_write_buffer_size():
             all_sent = self.reusable = False
@@ -161,7 +162,10 @@ class Connection(asyncio.BufferedProtocol):
                 if self._failure is not None:
                     raise self._failure
                 self._woken = self._loop.create_future()
-                await self._woken
+                try:
+                    await self._woken
+                finally:
+                    self._woken = None
         finally:
             if self._silence is not None:
                 self._silence.cancel()
@@ -179,6 +183,9 @@ class Connection(asyncio.BufferedProtocol):
             self._silence = self._loop.call_later(pause_seconds, self._look_for_silence, seconds_max)
         elif self._woken is not None and not self._woken.done():
             self._woken.set_exception(TimeoutError())
+        else:
+            # Just woken, and maybe for nothing: looked at again, once the waiter has.
+            self._silence = self._loop.call_later(seconds_max / _LOOKS, self._look_for_silence, seconds_max)
 
     def _unsent_bytes(self) -> int:
         return 0 if self._transport is None else self._transport.get_write_buffer_size()

@@ -13,11 +13,11 @@ from zlib_ng import zlib_ng
 
 from app.connections.connection import Body
 
-# What upstream may send; two of them by Pillow's name. SVG and HTML can run scripts in a browser; GIF and TIFF nobody
-# asked for.
+# What upstream may send, by Pillow's name where it is asked. It calls a JPEG with more pictures behind it MPO. SVG and
+# HTML can run scripts in a browser; GIF and TIFF nobody asked for.
 _PNG = ("image/png", "png")
-_DECODED = {"JPEG": ("image/jpeg", "jpg"), "WEBP": ("image/webp", "webp")}
-EXTENSIONS = tuple(extension for _, extension in (_PNG, *_DECODED.values()))
+_DECODED = {"JPEG": ("image/jpeg", "jpg"), "MPO": ("image/jpeg", "jpg"), "WEBP": ("image/webp", "webp")}
+EXTENSIONS = tuple(dict.fromkeys(extension for _, extension in (_PNG, *_DECODED.values())))
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # How many bits a sample may have, by the kind of colour.
@@ -60,7 +60,7 @@ def _decode(body: Body, pixels_max: int) -> Picture:
     with warnings.catch_warnings():
         # Pillow warns of large pictures before our own cap can speak; the cap is what counts.
         warnings.simplefilter("ignore", Pillow.DecompressionBombWarning)
-        opened = Pillow.open(io.BytesIO(body), formats=list(_DECODED))
+        opened = Pillow.open(io.BytesIO(body), formats=["JPEG", "WEBP"])
     width, height = opened.size
     _require_pixels(width, height, pixels_max)
     opened.load()
@@ -78,7 +78,14 @@ def _read_png(body: Body, pixels_max: int) -> Picture:
     taken together, so that they come from memory once; zlib-ng's checksum takes a quarter of the time of zlib's.
     source: w3.org/TR/png-3, 5.3, 5.6 and 11.2.1, 2026-11-23.
     """
-    view, digest, hashed = memoryview(body), hashlib.sha256(), 0
+    with memoryview(body) as view:
+        width, height, digest = _checked_png(view, pixels_max)
+    return Picture(body, *_PNG, width, height, digest)
+
+
+def _checked_png(view: memoryview, pixels_max: int) -> tuple[int, int, bytes]:
+    """Return width, height and SHA-256. A frame of its own, or an error would keep the memory for as long as itself."""
+    digest, hashed = hashlib.sha256(), 0
     start, kind, has_pixels = len(_PNG_SIGNATURE), b"", False
     width, height = _png_size(view)
     _require_pixels(width, height, pixels_max)
@@ -90,6 +97,8 @@ def _read_png(body: Body, pixels_max: int) -> Picture:
             raise NotAPicture("a PNG that was cut")
         if struct.unpack_from(">I", view, end)[0] != zlib_ng.crc32(view[start + 4 : end]):
             raise NotAPicture("a PNG that does not fit its checksums")
+        if not kind.isalpha() or (kind == b"IHDR" and start > len(_PNG_SIGNATURE)):
+            raise NotAPicture("a PNG with a chunk that no PNG has")
         has_pixels = has_pixels or kind == b"IDAT"
         start = end + 4
         if start - hashed >= _PIECE_BYTES:
@@ -98,7 +107,7 @@ def _read_png(body: Body, pixels_max: int) -> Picture:
     if not has_pixels:
         raise NotAPicture("a PNG without pixels")
     digest.update(view[hashed:])
-    return Picture(body, *_PNG, width, height, digest.digest())
+    return width, height, digest.digest()
 
 
 def _png_size(view: memoryview) -> tuple[int, int]:

@@ -121,7 +121,8 @@ class FolderStorage:
     def _put(self, path: str, body: Body) -> None:
         folder, _, name = path.rpartition("/")
         part = _part_beside(folder, name)
-        with self._translated():
+        # Taken before anything can hang: what was lent stays for as long as this thread is at it.
+        with self._translated(), memoryview(body) as body:
             try:
                 try:
                     _write_synced(part, body)

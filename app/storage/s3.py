@@ -213,12 +213,14 @@ class S3Storage:
             return True
 
     def _put_with_md5(self, key: str, body: Body, content_type: str) -> None:
+        # Its own at once: whoever has waited long enough takes back what was lent.
+        body = bytes(body)
         digest = hashlib.md5(body, usedforsecurity=False)
         with self._translated(key, reading=False):
             answer = self._client.put_object(
                 Bucket=self._bucket,
                 Key=key,
-                Body=bytes(body),
+                Body=body,
                 ContentLength=len(body),
                 ContentMD5=base64.b64encode(digest.digest()).decode(),
                 ContentType=content_type,

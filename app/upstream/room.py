@@ -10,9 +10,9 @@ from typing import Self
 SMALL_BYTES = 256 * 1024
 # What one that doesn't say how large it is takes to begin with: a picture of a usual size, in base64.
 UNTOLD_BYTES = 4 * 1024 * 1024
-# How much memory is kept for the next pictures. New memory has to be made zeros first, and is far from the processor:
-# a picture of 1.5 MB took a tenth longer.
-_SPARE_BYTES_MAX = 16 * 1024 * 1024
+# Memory of up to this much of all the room is kept for the next pictures, while there is room for it. New memory
+# has to be made zeros first, and is far from the processor: a picture of 1.5 MB took a twentieth longer.
+_KEPT_SHARE_MAX = 1 / 4
 # What is made anew is of these steps, so that a picture fits in where one of about its size was.
 _STEP_BYTES = 512 * 1024
 
@@ -38,7 +38,7 @@ class Room:
 
     @property
     def spare_bytes(self) -> int:
-        """How much memory waits for the next pictures; it comes to what is held while it is lent."""
+        """How much memory is kept for the next pictures, beside what is used and within the same bounds."""
         return sum(map(len, self._spare))
 
     def hold(self) -> "Hold":
@@ -49,7 +49,7 @@ class Room:
         """Take room if there is some, and nobody waits for it."""
         if self._waiting or not self._fits(size_bytes):
             return False
-        self._used += size_bytes
+        self._use(size_bytes)
         return True
 
     async def take(self, size_bytes: int) -> None:
@@ -64,10 +64,10 @@ class Room:
                 await turn
         except TimeoutError:
             if not turn.done() or turn.cancelled():
-                self._used += size_bytes
+                self._use(size_bytes)
         except BaseException:
             if turn.done() and not turn.cancelled():
-                self._used -= size_bytes
+                self._use(-size_bytes)
             raise
         finally:
             if entry in self._waiting:
@@ -76,7 +76,7 @@ class Room:
 
     def add(self, size_bytes: int) -> None:
         """Take room, or give it back, without waiting."""
-        self._used += size_bytes
+        self._use(size_bytes)
         self._let_in()
 
     def take_memory(self, size_bytes: int) -> bytearray:
@@ -87,9 +87,14 @@ class Room:
         return bytearray(-(-size_bytes // _STEP_BYTES) * _STEP_BYTES)
 
     def give_back(self, memory: bytearray) -> None:
-        """Keep memory for the next picture, unless there is enough or anybody still looks at it."""
-        self._spare.append(memory)
-        while self.spare_bytes > _SPARE_BYTES_MAX:
+        """Keep memory for the next picture, if there is room for it."""
+        if len(memory) <= self._bytes_max * _KEPT_SHARE_MAX:
+            self._spare.append(memory)
+            self._use(0)
+
+    def _use(self, more_bytes: int) -> None:
+        self._used += more_bytes
+        while self._spare and self._used + self.spare_bytes > self._bytes_max:
             del self._spare[0]
 
     def _fits(self, size_bytes: int) -> bool:
@@ -100,7 +105,7 @@ class Room:
         while self._waiting and self._fits(self._waiting[0][0]):
             size_bytes, turn = self._waiting.popleft()
             if not turn.done():
-                self._used += size_bytes
+                self._use(size_bytes)
                 turn.set_result(None)
 
 
@@ -162,5 +167,5 @@ class Hold:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._end_loan()
         self.settle(0)
+        self._end_loan()

@@ -8,12 +8,17 @@ import pytest
 from tests.installation import Installation, running_installation
 
 PRICE_MICROS = 10_000
+PENDING_LEASE_SECONDS = 3
 
 
 @pytest.fixture(scope="module")
 def started(copy_cluster: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     """An installation with everything of its own."""
-    env = {"UPSTREAM_TIMEOUT_SECONDS": "2", "PENDING_LEASE_SECONDS": "3", "RECOVERY_INTERVAL_SECONDS": "0.3"}
+    env = {
+        "UPSTREAM_TIMEOUT_SECONDS": "2",
+        "PENDING_LEASE_SECONDS": str(PENDING_LEASE_SECONDS),
+        "RECOVERY_INTERVAL_SECONDS": "0.3",
+    }
     folder = tmp_path_factory.mktemp("cli")
     copy_cluster(folder / "data")
     with running_installation(folder, env=env) as installation:

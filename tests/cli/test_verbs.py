@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import httpx
 import pytest
 from sqlalchemy.engine import make_url
 
-from tests.cli.conftest import PRICE_MICROS
+from tests.cli.conftest import PENDING_LEASE_SECONDS, PRICE_MICROS
 from tests.installation import Installation, beside, eventually, free_port
 from tests.sandbox_server import RunningSandbox
 from tests.service import rows
@@ -35,10 +36,12 @@ def test_every_verb_prints_one_json_document_without_a_service(running: Installa
     generation_id = running.order("a fox").json()["id"]
     cut_off = running.begin("a fox [[hang]]")
     running.kill9()
+    lease_ends = time.monotonic() + PENDING_LEASE_SECONDS
 
     use_every_verb(running, generation_id)
 
-    # Nobody else recovers now, and its lease has run out over all those commands.
+    # Nobody else recovers now, and its lease has run out.
+    time.sleep(max(0, lease_ends - time.monotonic()))
     recovered = running.run("recover", "--json")
     assert json.loads(recovered.stdout) == {"claimed": 1, "ended": 1, "erased": 0, "unspooled": 0}
     assert (recovered.returncode, json.loads(recovered.stderr)["generation_id"]) == (0, cut_off), "it is warned of"

@@ -126,3 +126,36 @@ async def test_who_says_nothing_is_given_up_after_its_silence() -> None:
         given_up.set()
 
     assert time.monotonic() - began < 4 * SILENCE_SECONDS_MAX
+
+
+async def test_who_says_half_a_word_while_everything_stands_still_is_given_up_all_the_same() -> None:
+    """The silence is over in the very turn of the loop in which the half word comes."""
+    loop, told, given_up = asyncio.get_running_loop(), threading.Event(), threading.Event()
+    here, there = socket.socketpair()
+    here.setblocking(False)
+
+    def stand_still() -> None:
+        loop.remove_reader(here)
+        time.sleep(1.5 * SILENCE_SECONDS_MAX)
+
+    def say_half(connection: socket.socket) -> None:
+        connection.recv(8 * 1024)
+        told.wait(30)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nServer: ")
+        there.send(b"x")
+        given_up.wait(30)
+
+    with here, there, peer(say_half) as port:
+        loop.add_reader(here, stand_still)
+        asking = asyncio.create_task(sent(port, b"a fox"))
+        await asyncio.sleep(0.2)
+        told.set()
+        # Both are there when the loop looks next.
+        time.sleep(0.2)  # noqa: ASYNC251
+        try:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(asking), 4 * SILENCE_SECONDS_MAX)
+            assert asking.done(), "it was given up, not left waiting"
+        finally:
+            asking.cancel()
+            given_up.set()

@@ -164,6 +164,36 @@ def test_a_png_whose_header_no_png_has_is_refused(first: bytes) -> None:
         inspect(_png(first=first), pixels_max=PIXELS_MAX)
 
 
+@pytest.mark.parametrize(
+    "chunk",
+    [_chunk(b"IHDR", HEADER), _chunk(b"IHDR", struct.pack(">II", 60_000, 60_000) + HEADER[8:]), _chunk(b"te\0t", b"")],
+)
+def test_a_png_with_a_chunk_that_no_png_has_is_refused(chunk: bytes) -> None:
+    with pytest.raises(NotAPicture, match="chunk"):
+        inspect(_png(before=chunk), pixels_max=PIXELS_MAX)
+
+
+def test_a_jpeg_with_another_picture_behind_it_is_a_jpeg() -> None:
+    written = BytesIO()
+    first, second = (Image.effect_noise((30, 20), 50).convert("RGB") for _ in range(2))
+    first.save(written, "MPO", save_all=True, append_images=[second])
+
+    picture = inspect(written.getvalue(), pixels_max=PIXELS_MAX)
+
+    assert (picture.width, picture.height, picture.content_type, picture.extension) == (30, 20, "image/jpeg", "jpg")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_what_was_refused_is_looked_at_no_longer_while_its_error_lives(kind: str) -> None:
+    memory = bytearray(_picture(kind)[:-20])
+    with pytest.raises(NotAPicture) as refused, memoryview(memory) as lent:
+        inspect(lent, pixels_max=PIXELS_MAX)
+
+    # It raises BufferError while anybody looks at it.
+    memory.append(0)
+    assert refused.value
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 def test_a_picture_in_lent_memory_is_read_as_any_other(kind: str) -> None:
     body = _picture(kind)
