@@ -56,7 +56,7 @@ def _minus(value: Value, known: float) -> Value:
     return less
 
 
-_CPU, _RATE = "cpu_ms_per_order", "orders_per_second"
+_CPU, _POSTGRES, _RATE = "cpu_ms_per_order", "postgres_ms_per_order", "orders_per_second"
 _ORDER_CPU = _of("orders", "imagekeep", _CPU)
 _ORDER_RATE = _of("orders", "imagekeep", _RATE)
 _REHOST_CPU = _of("rehost", "rehost, imagekeep", _CPU)
@@ -138,6 +138,11 @@ LINES = (
     Line(
         "CPU per order after 10^6 generations, of that after 10^3",
         _ratio(_of("history", "1,000,000 generations", _CPU), _of("history", "1,000 generations", _CPU)),
+        1.2,
+    ),
+    Line(
+        "Postgres per order after 10^6 generations, of that after 10^3",
+        _ratio(_of("history", "1,000,000 generations", _POSTGRES), _of("history", "1,000 generations", _POSTGRES)),
         1.2,
     ),
     Line(

@@ -56,7 +56,8 @@ IN_FLIGHT = Part(
 
 REHOST = Part(
     "rehost",
-    "What does it cost to keep a picture of 1.5 MB in a bucket? 64 in flight; `rehost` has no order around it.",
+    "What does it cost to keep a picture of 1.5 MB in a bucket? 64 in flight. `rehost` has no order around it: 64 are "
+    "asked for, of which ours brings 8 home at a time, and the others 10.",
     [
         Entry("imagekeep", IMAGEKEEP.name, _LARGE),
         Entry("imagekeep, picture in the answer", IMAGEKEEP.name, _LARGE_IN_ANSWER),
@@ -108,7 +109,7 @@ HELD = Part(
 
 PICTURES = Part(
     "pictures",
-    "How much memory do 64 pictures of 3 MB take that are all in flight?",
+    "How much memory do 64 orders in flight take whose pictures have 3 MB? Behind URLs, 8 are fetched at a time.",
     [
         Entry("imagekeep", IMAGEKEEP.name, Asks(picture="3mb")),
         Entry("imagekeep, picture in the answer", IMAGEKEEP.name, Asks("b64", "3mb")),
